@@ -1,0 +1,29 @@
+"""`python -m aim_fast`: what this installation has, what it lacks, and the remedy."""
+
+from __future__ import annotations
+
+import os
+import platform
+
+import torch
+
+import aim_fast
+from aim_fast.dispatch import library_path
+
+
+def report() -> str:
+    lines = [
+        f"aim_fast {aim_fast.__version__}, torch {torch.__version__}, Python {platform.python_version()}",
+        f"library: {library_path()} ({'there' if library_path().exists() else 'missing'})",
+    ]
+    for row in aim_fast.backends():
+        lines.append(f"{row.name:8} {'yes' if row.available else 'no '}  {row.reason or row.what}")
+    if any(row.name == "cpu" and row.available for row in aim_fast.backends()):
+        ops = torch.ops.aim_fast
+        lines.append(f"CPU instruction set: {ops.cpu_isa()} (this machine runs {ops.cpu_isas()})")
+    lines.append(f"AIM_FAST_BACKEND: {os.environ.get('AIM_FAST_BACKEND', 'auto')}")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    print(report())

@@ -1,0 +1,105 @@
+"""Argument errors: subject, what it got, what is needed, the remedy. Raised before anything is launched or written."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from aim_fast.reference import ACTIVATIONS
+
+DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+
+
+def _tensor(name: str, value: object) -> None:
+    if not isinstance(value, Tensor):
+        raise TypeError(f"adapter: {name} is a {type(value).__name__}; expected a torch.Tensor")
+
+
+def _dtype(name: str, value: Tensor) -> None:
+    if value.dtype not in DTYPES:
+        raise TypeError(
+            f"adapter: {name} is {value.dtype}; expected float32, bfloat16, float16 or float64; convert it with {name}.to(...)"
+        )
+
+
+def _layout(name: str, value: Tensor) -> None:
+    if value.layout is not torch.strided:
+        raise TypeError(f"adapter: {name} has layout {value.layout}; expected a dense tensor; use {name}.to_dense()")
+
+
+def _shape(name: str, value: Tensor, expected: Sequence[int], symbols: str, remedy: str) -> None:
+    if value.shape != tuple(expected):
+        raise ValueError(
+            f"adapter: {name} is {list(value.shape)}; expected {name} of shape {symbols} = {list(expected)}; {remedy}"
+        )
+
+
+def check_arguments(
+    x: Tensor,
+    w1: Tensor,
+    b1: Tensor | None,
+    w2: Tensor,
+    b2: Tensor | None,
+    activation: str,
+    scale: float | Tensor,
+    row_scale: Tensor | None,
+    residual: Tensor | None,
+) -> None:
+    """Raise TypeError or ValueError unless the arguments make one call of the operator (shapes as in `adapter`)."""
+    tensors = {"x": x, "w1": w1, "w2": w2}
+    optional = {"b1": b1, "b2": b2, "row_scale": row_scale, "residual": residual}
+    tensors |= {name: value for name, value in optional.items() if value is not None}
+    if isinstance(scale, Tensor):
+        tensors["scale"] = scale
+    elif isinstance(scale, bool) or not isinstance(scale, (int, float)):
+        raise TypeError(
+            f"adapter: scale is a {type(scale).__name__}; expected a float, or a tensor of shape [1] or [D]"
+        )
+    for name, value in tensors.items():
+        _tensor(name, value)
+        _layout(name, value)
+        _dtype(name, value)
+        if value.device != x.device:
+            raise ValueError(
+                f"adapter: {name} is on {value.device} but x is on {x.device}; expected one device; move it with .to(x.device)"
+            )
+
+    if activation not in ACTIVATIONS:
+        raise ValueError(f"adapter: activation is {activation!r}; expected one of {', '.join(ACTIVATIONS)}")
+    if x.dim() < 1:
+        raise ValueError("adapter: x has no dimensions; expected x of shape [..., D]; add one with x.unsqueeze(0)")
+    width = x.shape[-1]
+    if width < 1:
+        raise ValueError(f"adapter: x is {list(x.shape)}; expected a last dimension D >= 1")
+    if w1.dim() != 2 or w1.shape[0] < 1 or w1.shape[1] != width:
+        raise ValueError(
+            f"adapter: w1 is {list(w1.shape)} but x has D = {width}; expected w1 of shape [H, {width}] with H >= 1; "
+            "w1 is the weight of nn.Linear(D, H)"
+        )
+    hidden = w1.shape[0]
+    _shape("w2", w2, (width, hidden), "[D, H]", "w2 is the weight of nn.Linear(H, D)")
+    if b1 is not None:
+        _shape("b1", b1, (hidden,), "[H]", "pass None for no bias")
+    if b2 is not None:
+        _shape("b2", b2, (width,), "[D]", "pass None for no bias")
+    if isinstance(scale, Tensor) and tuple(scale.shape) not in ((), (1,), (width,)):
+        raise ValueError(f"adapter: scale is {list(scale.shape)}; expected shape [1] or [D] = [{width}]")
+    if residual is not None:
+        _shape("residual", residual, x.shape, "x", "expand it to x's shape first")
+    if row_scale is not None:
+        _check_row_scale(row_scale, x.shape[:-1])
+
+
+def _check_row_scale(row_scale: Tensor, leading: Sequence[int]) -> None:
+    needed = f"a shape that broadcasts to x's leading dimensions {list(leading)}"
+    if row_scale.requires_grad:
+        raise ValueError("adapter: row_scale requires grad; expected a constant; use row_scale.detach()")
+    sizes = tuple(row_scale.shape)
+    if len(sizes) > len(leading) or any(
+        got not in (1, want) for got, want in zip(reversed(sizes), reversed(tuple(leading)), strict=False)
+    ):
+        raise ValueError(
+            f"adapter: row_scale is {list(sizes)}; expected {needed}; drop its last dimension if that is 1"
+        )

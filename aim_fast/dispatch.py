@@ -1,0 +1,201 @@
+"""THE table of backends and their limits: what runs a call, and why.
+
+`AIM_FAST_BACKEND` (auto, eager or a backend's name) sets the default of the process, `use_backend` that of a block.
+Adding a backend is one row of `_TABLE` and the file that registers its kernels.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from aim_fast import reference
+
+_HERE = Path(__file__).parent
+
+
+@dataclass(frozen=True)
+class Call:
+    """What a limit may look at: the tensors that are there, by name, and the dtypes of the call."""
+
+    tensors: dict[str, Tensor]
+    dtype: torch.dtype
+    output_dtype: torch.dtype
+
+
+@dataclass(frozen=True)
+class Limit:
+    """A condition that a backend sets, and the words for a call that breaks it."""
+
+    text: str
+    holds: Callable[[Call], bool]
+
+
+@dataclass(frozen=True)
+class Backend:
+    """A row of the table. `reason` says why it is not available, with the remedy, or is empty."""
+
+    name: str
+    what: str
+    limits: tuple[Limit, ...]
+    reason: str = ""
+
+    @property
+    def available(self) -> bool:
+        return not self.reason
+
+    def refusals(self, call: Call) -> list[str]:
+        """Why this backend cannot take the call; empty if it can."""
+        if self.reason:
+            return [self.reason]
+        return [limit.text for limit in self.limits if not limit.holds(call)]
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """The backend that takes a call, and for each of the others why it does not."""
+
+    backend: str
+    reasons: tuple[str, ...]
+
+    def __str__(self) -> str:
+        return "\n".join([f"backend: {self.backend}", *(f"  {reason}" for reason in self.reasons)])
+
+
+def library_path() -> Path:
+    """The compiled library: `AIM_FAST_LIBRARY` if set, else the one that setup.py leaves in the package."""
+    return Path(os.environ.get("AIM_FAST_LIBRARY") or _HERE / "libaim_fast.so")
+
+
+@cache
+def load_library() -> str:
+    """Load the compiled library once. Returns why it is not there, with the remedy, or an empty string."""
+    path = library_path()
+    if not path.exists():
+        info = _HERE / "_build_info.json"
+        reason = json.loads(info.read_text()).get("reason", "") if info.exists() else ""
+        why = f": {reason}" if reason else ""
+        return (
+            f"the compiled library is not built{why}; install a C++ compiler and torch >= 2.10, then reinstall aim_fast"
+        )
+    try:
+        torch.ops.load_library(str(path))
+    except OSError as error:
+        return f"the compiled library does not load with torch {torch.__version__} ({error}); reinstall aim_fast"
+    return ""
+
+
+_HALF_OR_FLOAT = (torch.float32, torch.bfloat16, torch.float16)
+
+
+def _no_transform(call: Call) -> bool:
+    """No functorch transform or forward-mode level is active: those differentiate the composition itself."""
+    if torch.compiler.is_compiling():
+        return True
+    return not torch._C._are_functorch_transforms_active() and torch.autograd.forward_ad._current_level < 0
+
+
+_TABLE: tuple[Callable[[], Backend], ...] = (
+    lambda: Backend(
+        "cpu",
+        "fused C++ kernel for CPU tensors",
+        (
+            Limit("cpu: takes CPU tensors only", lambda c: all(t.device.type == "cpu" for t in c.tensors.values())),
+            Limit(
+                "cpu: takes float32, bfloat16 and float16 only",
+                lambda c: all(t.dtype in _HALF_OR_FLOAT for t in c.tensors.values()) and c.dtype in _HALF_OR_FLOAT,
+            ),
+            Limit("cpu: not under torch.func transforms or forward-mode AD", _no_transform),
+        ),
+        load_library(),
+    ),
+    lambda: Backend("eager", "the PyTorch composition, any device and dtype", ()),
+)
+
+
+@cache
+def backends() -> tuple[Backend, ...]:
+    """The rows of the table in order of preference; the last one, eager, takes every call."""
+    return tuple(row() for row in _TABLE)
+
+
+class _Forced(threading.local):
+    name = os.environ.get("AIM_FAST_BACKEND") or "auto"
+
+
+_forced = _Forced()
+
+
+def _named(name: str) -> None:
+    names = [row.name for row in backends()]
+    if name not in ("auto", *names):
+        raise ValueError(f"adapter: backend is {name!r}; expected one of auto, {', '.join(names)}")
+
+
+@contextmanager
+def use_backend(name: str) -> Iterator[None]:
+    """Force a backend ("cpu", "eager") or the automatic choice ("auto") in this thread within a `with` block.
+
+    Raises ValueError for an unknown name. A call that the forced backend cannot take raises and names the limit.
+    """
+    _named(name)
+    before, _forced.name = _forced.name, name
+    try:
+        yield
+    finally:
+        _forced.name = before
+
+
+def select(
+    x: Tensor,
+    w1: Tensor,
+    b1: Tensor | None,
+    w2: Tensor,
+    b2: Tensor | None,
+    scale: Tensor | None,
+    row_scale: Tensor | None,
+    residual: Tensor | None,
+    skip: bool,
+    dtype: torch.dtype,
+) -> Explanation:
+    """The backend for a call with these tensors and compute dtype.
+
+    Raises ValueError when the forced backend is unknown, not available or cannot take the call.
+    """
+    named = {
+        "x": x,
+        "w1": w1,
+        "b1": b1,
+        "w2": w2,
+        "b2": b2,
+        "scale": scale,
+        "row_scale": row_scale,
+        "residual": residual,
+    }
+    tensors = {name: t for name, t in named.items() if t is not None}
+    call = Call(tensors, dtype, reference.output_dtype(dtype, x, skip, residual))
+    forced = _forced.name
+    reasons: list[str] = []
+    if forced != "auto":
+        _named(forced)
+    for row in backends():
+        if forced not in ("auto", row.name):
+            continue
+        refusals = row.refusals(call)
+        if not refusals:
+            why = "asked for by name" if forced != "auto" else row.what
+            return Explanation(row.name, (*reasons, f"{row.name}: {why}"))
+        reasons += refusals
+    raise ValueError(
+        f"adapter: backend {forced!r} cannot take this call: {'; '.join(reasons)}; "
+        'use the automatic choice: use_backend("auto") or AIM_FAST_BACKEND=auto'
+    )

@@ -1,0 +1,188 @@
+"""Drop-in modules: the constructors, child names, `state_dict` keys and results of AIM's adapters.
+
+Source: AIM (Yang et al., ICLR 2023), its `Adapter` for ViT and `Adapter`, `SAdapter2`, `T_Adapter` for Swin.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+
+from aim_fast.functional import adapter
+
+
+class QuickGELU(nn.Module):
+    """z * sigmoid(1.702 z), elementwise: CLIP's GELU."""
+
+    def forward(self, z: Tensor) -> Tensor:
+        return z * torch.sigmoid(1.702 * z)
+
+
+_BY_CLASS: dict[type, str] = {
+    nn.ReLU: "relu",
+    nn.SiLU: "silu",
+    nn.Tanh: "tanh",
+    nn.Identity: "identity",
+    QuickGELU: "quick_gelu",
+}
+
+
+def activation_name(act: nn.Module) -> str | None:
+    """The operator's name for an activation module, or None when it has to run by itself.
+
+    Only exact classes count, since a subclass may compute anything; so do hooks, which make a module its own. Most code
+    bases define a QuickGELU of their own: such a class is known once an instance without state computes the same.
+    """
+    if _has_hooks(act):
+        return None
+    kind = type(act)
+    if kind is nn.GELU:
+        return "gelu" if act.approximate == "none" else "gelu_tanh"
+    if kind is nn.LeakyReLU:
+        return "leaky_relu" if act.negative_slope == 0.01 else None
+    if kind not in _BY_CLASS and kind.__name__ == "QuickGELU" and _is_quick_gelu(act):
+        _BY_CLASS[kind] = "quick_gelu"
+    return _BY_CLASS.get(kind)
+
+
+def _is_quick_gelu(act: nn.Module) -> bool:
+    stateless = not list(act.children()) and not act.state_dict()
+    z = torch.linspace(-8, 8, 33)
+    return stateless and torch.allclose(act(z), QuickGELU()(z), rtol=1e-6, atol=1e-6)
+
+
+def _has_hooks(module: nn.Module) -> bool:
+    return bool(
+        module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks
+    )
+
+
+def _is_plain_linear(linear: nn.Module) -> bool:
+    """Whether calling `linear` does nothing but x @ weight.T + bias with the parameters it holds."""
+    return type(linear) is nn.Linear and not _has_hooks(linear) and "forward" not in linear.__dict__
+
+
+class _Bottleneck(nn.Module):
+    """act(D_fc1(x)) then D_fc2, x added when `_skip()` says so; children in AIM's order: act, D_fc1, D_fc2."""
+
+    def __init__(self, D_features: int, mlp_ratio: float, act_layer: Callable[[], nn.Module]) -> None:
+        super().__init__()
+        hidden = int(D_features * mlp_ratio)
+        self.act = act_layer()
+        self.D_fc1 = nn.Linear(D_features, hidden)
+        self.D_fc2 = nn.Linear(hidden, D_features)
+
+    def _skip(self) -> bool:
+        raise NotImplementedError
+
+    def forward(
+        self,
+        x: Tensor,
+        *,
+        scale: float | Tensor = 1.0,
+        row_scale: Tensor | None = None,
+        residual: Tensor | None = None,
+    ) -> Tensor:
+        """y = scale * row_scale * f(x) [+ x] [+ residual] for x [..., D]; the keywords as in `aim_fast.adapter`.
+
+        A child with hooks, a parametrization or of another class, or an activation the operator does not know, runs as
+        written: the children one by one.
+        """
+        down, up = self.D_fc1, self.D_fc2
+        name = activation_name(self.act)
+        if name is not None and _is_plain_linear(down) and _is_plain_linear(up):
+            return adapter(
+                x,
+                down.weight,
+                down.bias,
+                up.weight,
+                up.bias,
+                activation=name,
+                skip=self._skip(),
+                scale=scale,
+                row_scale=row_scale,
+                residual=residual,
+            )
+        y = up(self.act(down(x))) * scale
+        if row_scale is not None:
+            y = y * row_scale.unsqueeze(-1)
+        if self._skip():
+            y = x + y
+        return y if residual is None else y + residual
+
+
+class Adapter(_Bottleneck):
+    """AIM's bottleneck adapter: `x + D_fc2(act(D_fc1(x)))`, without `x +` when skip_connect is false.
+
+    Args:
+        D_features: width D of the input.
+        mlp_ratio: the hidden width is `int(D_features * mlp_ratio)`.
+        act_layer: any callable that makes a module. nn.GELU (both kinds), ReLU, SiLU, Tanh, LeakyReLU, Identity and
+            `aim_fast.QuickGELU` are fused; any other runs eager.
+        skip_connect: whether x is added; read at every call.
+
+    The call takes x [..., D] of any floating dtype and returns a tensor of x's shape (dtype as in `aim_fast.adapter`).
+    """
+
+    def __init__(
+        self,
+        D_features: int,
+        mlp_ratio: float = 0.25,
+        act_layer: Callable[[], nn.Module] = nn.GELU,
+        skip_connect: bool = True,
+    ) -> None:
+        super().__init__(D_features, mlp_ratio, act_layer)
+        self.skip_connect = skip_connect
+
+    def _skip(self) -> bool:
+        return bool(self.skip_connect)
+
+
+class SAdapter2(_Bottleneck):
+    """AIM's Swin spatial adapter: always `x + f(x)`; arguments as in `Adapter`, no `skip_connect`."""
+
+    def __init__(self, D_features: int, mlp_ratio: float = 0.25, act_layer: Callable[[], nn.Module] = nn.GELU) -> None:
+        super().__init__(D_features, mlp_ratio, act_layer)
+
+    def _skip(self) -> bool:
+        return True
+
+
+class T_Adapter(_Bottleneck):
+    """AIM's Swin temporal adapter: always `f(x)` alone; arguments as in `Adapter`, no `skip_connect`."""
+
+    def __init__(self, D_features: int, mlp_ratio: float = 0.25, act_layer: Callable[[], nn.Module] = nn.GELU) -> None:
+        super().__init__(D_features, mlp_ratio, act_layer)
+
+    def _skip(self) -> bool:
+        return False
+
+
+@torch.no_grad()
+def init_adapters(model: nn.Module) -> None:
+    """AIM's initialisation, in place, over a whole model before its pretrained weights are loaded.
+
+    Every nn.Linear gets trunc_normal(std 0.02) weights and zero biases, every nn.LayerNorm weight 1 and bias 0; then
+    the `D_fc2` of every module under a name with `S_Adapter`, `T_Adapter` or `MLP_Adapter` becomes zero, so that
+    training starts from the frozen backbone's function.
+    """
+    draw = partial(nn.init.trunc_normal_, std=0.02)
+    for module in model.modules():
+        if isinstance(module, nn.Linear):
+            draw(module.weight)
+            if module.bias is not None:
+                module.bias.zero_()
+        elif isinstance(module, nn.LayerNorm):
+            if module.weight is not None:
+                module.weight.fill_(1.0)
+            if module.bias is not None:
+                module.bias.zero_()
+    for name, module in model.named_modules():
+        if isinstance(module, nn.Linear) and name.rsplit(".", 1)[-1] == "D_fc2":
+            if any(key in name for key in ("S_Adapter", "T_Adapter", "MLP_Adapter")):
+                module.weight.zero_()
+                if module.bias is not None:
+                    module.bias.zero_()

@@ -1,0 +1,90 @@
+"""The two operators of torch.library: schemas, fake kernels, and the plain fallback. No maths here.
+
+`aim_fast::adapter_forward` and `aim_fast::adapter_backward` take the scale apart as a float `alpha` and an optional
+tensor `scale` ([1] or [D]), so that only the tensor has a gradient. The compiled library registers the CPU kernels;
+everything without a kernel runs `reference.py`. Gradients that are not asked for come back as tensors of shape [0].
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from aim_fast import reference
+
+_CALL = "str activation, bool skip, float alpha, ScalarType dtype"
+FORWARD = (
+    "adapter_forward(Tensor x, Tensor w1, Tensor? b1, Tensor w2, Tensor? b2, Tensor? scale, Tensor? row_scale, "
+    f"Tensor? residual, {_CALL}, bool keep_z) -> (Tensor y, Tensor z)"
+)
+BACKWARD = (
+    "adapter_backward(Tensor dy, Tensor? x, Tensor? z, Tensor w1, Tensor? b1, Tensor w2, Tensor? b2, Tensor? scale, "
+    f"Tensor? row_scale, {_CALL}, ScalarType x_dtype, int needs) "
+    "-> (Tensor dx, Tensor dw1, Tensor db1, Tensor dw2, Tensor db2, Tensor dscale)"
+)
+# Bits of `needs`, in the order of the backward's results.
+NEEDS = ("x", "w1", "b1", "w2", "b2", "scale")
+
+_library = torch.library.Library("aim_fast", "DEF")
+_library.define(FORWARD)
+_library.define(BACKWARD)
+
+
+def empty_like(t: Tensor, dtype: torch.dtype) -> Tensor:
+    """Uninitialised, of t's shape and device; of t's strides when those are dense with unit stride on the last dim."""
+    if t.is_contiguous() or not _is_dense_rows(t):
+        return torch.empty(t.shape, dtype=dtype, device=t.device)
+    return torch.empty_strided(t.shape, t.stride(), dtype=dtype, device=t.device)
+
+
+def _is_dense_rows(t: Tensor) -> bool:
+    """Whether t is a permutation of the leading dims of a contiguous tensor. The kernels lay results out by this rule."""
+    expected = 1
+    for stride, size in sorted(zip(t.stride(), t.shape, strict=True)):
+        if size != 1:
+            if stride != expected:
+                return False
+            expected = expected * size
+    return t.shape[-1] == 1 or t.stride(-1) == 1
+
+
+@torch.library.register_fake("aim_fast::adapter_forward", lib=_library)
+def _forward_fake(x, w1, b1, w2, b2, scale, row_scale, residual, activation, skip, alpha, dtype, keep_z):
+    y = empty_like(x if residual is None else residual, reference.output_dtype(dtype, x, skip, residual))
+    rows = x.numel() // x.shape[-1] if keep_z else 0
+    return y, x.new_empty((rows, w1.shape[0]), dtype=dtype)
+
+
+@torch.library.register_fake("aim_fast::adapter_backward", lib=_library)
+def _backward_fake(dy, x, z, w1, b1, w2, b2, scale, row_scale, activation, skip, alpha, dtype, x_dtype, needs):
+    nothing = dy.new_empty((0,))
+    wanted = [bool(needs >> i & 1) for i in range(len(NEEDS))]
+    dx = empty_like(dy, x_dtype) if wanted[0] else nothing.to(x_dtype)
+    parameters = (w1, b1, w2, b2, scale)
+    return dx, *(
+        torch.empty(p.shape, dtype=p.dtype, device=p.device) if want and p is not None else torch.empty_like(nothing)
+        for p, want in zip(parameters, wanted[1:], strict=True)
+    )
+
+
+def _forward_reference(x, w1, b1, w2, b2, scale, row_scale, residual, activation, skip, alpha, dtype, keep_z):
+    y, z = reference.forward(x, w1, b1, w2, b2, scale, row_scale, residual, activation, skip, alpha, dtype)
+    out = empty_like(x if residual is None else residual, y.dtype)
+    return out.copy_(y), z if keep_z else z.new_empty((0, w1.shape[0]))
+
+
+def _backward_reference(dy, x, z, w1, b1, w2, b2, scale, row_scale, activation, skip, alpha, dtype, x_dtype, needs):
+    wanted = [bool(needs >> i & 1) for i in range(len(NEEDS))]
+    grads = reference.backward(
+        dy, x, z, w1, b1, w2, b2, scale, row_scale, activation, skip, alpha, dtype, x_dtype, wanted
+    )
+    results = [dy.new_empty((0,)) if g is None else g.contiguous() for g in grads[1:]]
+    dx = grads[0]
+    return dy.new_empty((0,), dtype=x_dtype) if dx is None else empty_like(dy, x_dtype).copy_(dx), *results
+
+
+_library.impl("adapter_forward", _forward_reference, "CompositeExplicitAutograd")
+_library.impl("adapter_backward", _backward_reference, "CompositeExplicitAutograd")
+
+adapter_forward = torch.ops.aim_fast.adapter_forward.default
+adapter_backward = torch.ops.aim_fast.adapter_backward.default

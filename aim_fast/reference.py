@@ -1,0 +1,201 @@
+"""The operator in plain PyTorch, any dtype and device: the truth when run in float64, and the fallback of every backend.
+
+y = scale * row_scale * f(x) [+ x] [+ residual],  f(x) = act(x @ w1.T + b1) @ w2.T + b2
+
+Source: Adapter of AIM, "Adapting Image Models for Efficient Video Action Recognition" (Yang et al., ICLR 2023).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def _quick_gelu(z: Tensor) -> Tensor:
+    return z * torch.sigmoid(1.702 * z)
+
+
+def _gated_gradient(dh: Tensor, z: Tensor, slope: float) -> Tensor:
+    """dh * act'(z) for act(z) = z * sigmoid(slope * z); silu_backward of PyTorch cannot be differentiated again."""
+    wide = z if z.dtype is torch.float64 else z.float()
+    s = torch.sigmoid(slope * wide)
+    return (dh * (s + slope * wide * s * (1 - s))).to(z.dtype)
+
+
+@dataclass(frozen=True)
+class _Activation:
+    value: Callable[[Tensor], Tensor]
+    gradient: Callable[[Tensor, Tensor], Tensor]  # (dh, z) -> dh * act'(z), differentiable
+
+
+_aten = torch.ops.aten
+_FUNCTIONS = {
+    "gelu": _Activation(F.gelu, _aten.gelu_backward),
+    "gelu_tanh": _Activation(
+        lambda z: F.gelu(z, approximate="tanh"), lambda dh, z: _aten.gelu_backward(dh, z, approximate="tanh")
+    ),
+    "quick_gelu": _Activation(_quick_gelu, lambda dh, z: _gated_gradient(dh, z, 1.702)),
+    "relu": _Activation(F.relu, lambda dh, z: _aten.threshold_backward(dh, z, 0)),
+    "silu": _Activation(F.silu, lambda dh, z: _gated_gradient(dh, z, 1.0)),
+    "tanh": _Activation(torch.tanh, lambda dh, z: _aten.tanh_backward(dh, torch.tanh(z))),
+    "leaky_relu": _Activation(F.leaky_relu, lambda dh, z: _aten.leaky_relu_backward(dh, z, 0.01, False)),
+    "identity": _Activation(lambda z: z, lambda dh, z: dh),
+}
+# The order is the numbering of csrc/common/params.h.
+ACTIVATIONS = tuple(_FUNCTIONS)
+
+
+def activate(z: Tensor, activation: str) -> Tensor:
+    """act(z), elementwise, in z's dtype."""
+    return _FUNCTIONS[activation].value(z)
+
+
+def promoted(*tensors: Tensor | None) -> torch.dtype:
+    """The dtype that the given tensors promote to; None is skipped."""
+    dtypes = [t.dtype for t in tensors if t is not None]
+    result = dtypes[0]
+    for dtype in dtypes[1:]:
+        if dtype is not result:
+            result = torch.promote_types(result, dtype)
+    return result
+
+
+def output_dtype(dtype: torch.dtype, x: Tensor, skip: bool, residual: Tensor | None) -> torch.dtype:
+    """The dtype of y: the compute dtype, promoted with x's under skip and with the residual's."""
+    if skip and x.dtype is not dtype:
+        dtype = torch.promote_types(dtype, x.dtype)
+    if residual is not None and residual.dtype is not dtype:
+        dtype = torch.promote_types(dtype, residual.dtype)
+    return dtype
+
+
+def composition(
+    x: Tensor,
+    w1: Tensor,
+    b1: Tensor | None,
+    w2: Tensor,
+    b2: Tensor | None,
+    *,
+    activation: str = "gelu",
+    skip: bool = False,
+    scale: float | Tensor = 1.0,
+    row_scale: Tensor | None = None,
+    residual: Tensor | None = None,
+    dtype: torch.dtype | None = None,
+) -> Tensor:
+    """The operator as separate, differentiable PyTorch operations; arguments as in `aim_fast.adapter`.
+
+    `dtype` is the compute dtype (default: the promotion of x and the weights). Every step rounds to it.
+    """
+    dtype = dtype or promoted(x, w1, b1, w2, b2)
+    with torch.autocast(x.device.type, enabled=False):
+        z = F.linear(x.to(dtype), w1.to(dtype), None if b1 is None else b1.to(dtype))
+        y = F.linear(activate(z, activation), w2.to(dtype), None if b2 is None else b2.to(dtype))
+        if isinstance(scale, Tensor):
+            y = y * scale.to(dtype)
+        elif scale != 1.0:
+            y = y * scale
+        if row_scale is not None:
+            y = y * row_scale.to(dtype).unsqueeze(-1)
+        if skip:
+            y = y + x
+        if residual is not None:
+            y = y + residual
+        return y
+
+
+def forward(
+    x: Tensor,
+    w1: Tensor,
+    b1: Tensor | None,
+    w2: Tensor,
+    b2: Tensor | None,
+    scale: Tensor | None,
+    row_scale: Tensor | None,
+    residual: Tensor | None,
+    activation: str,
+    skip: bool,
+    alpha: float,
+    dtype: torch.dtype,
+) -> tuple[Tensor, Tensor]:
+    """y (x's shape) and z [M, H] of the forward op, by the composition."""
+    z = preactivation(x, w1, b1, dtype)
+    y = F.linear(activate(z, activation), w2.to(dtype), None if b2 is None else b2.to(dtype)) * alpha
+    y = y.view(x.shape)
+    if scale is not None:
+        y = y * scale.to(dtype)
+    if row_scale is not None:
+        y = y * row_scale.to(dtype).unsqueeze(-1)
+    if skip:
+        y = y + x
+    if residual is not None:
+        y = y + residual
+    return y, z
+
+
+def preactivation(x: Tensor, w1: Tensor, b1: Tensor | None, dtype: torch.dtype) -> Tensor:
+    """z = x @ w1.T + b1, [M, H] in the compute dtype."""
+    return F.linear(x.reshape(-1, x.shape[-1]).to(dtype), w1.to(dtype), None if b1 is None else b1.to(dtype))
+
+
+def backward(
+    dy: Tensor,
+    x: Tensor | None,
+    z: Tensor | None,
+    w1: Tensor,
+    b1: Tensor | None,
+    w2: Tensor,
+    b2: Tensor | None,
+    scale: Tensor | None,
+    row_scale: Tensor | None,
+    activation: str,
+    skip: bool,
+    alpha: float,
+    dtype: torch.dtype,
+    x_dtype: torch.dtype,
+    needs: Sequence[bool],
+    dz: Tensor | None = None,
+) -> list[Tensor | None]:
+    """Gradients [dx, dw1, db1, dw2, db2, dscale] by explicit formulas, None where `needs` is false.
+
+    z is [M, H] in the compute dtype, or None: then x gives it again. x may be None when z is given and dw1 is not needed.
+    Every step is differentiable, so that this serves double backward; dz is the gradient that then arrives at z.
+    """
+    need_x, need_w1, need_b1, need_w2, need_b2, need_scale = needs
+    width = w1.shape[1]
+    if z is None:
+        assert x is not None, "backward needs x or z"
+        z = preactivation(x, w1, b1, dtype)
+    rows = dy.reshape(-1, width).to(dtype) * alpha  # [M, D]
+    if row_scale is not None:
+        rows = rows * row_scale.to(dtype).expand(dy.shape[:-1]).reshape(-1, 1)
+    branch = rows if scale is None else rows * scale.to(dtype)  # gradient of f
+    grads: list[Tensor | None] = [None] * 6
+    if need_w2 or need_scale:
+        h = activate(z, activation)
+        if need_w2:
+            grads[3] = (branch.t() @ h).to(w2.dtype)
+        if need_scale and scale is not None:
+            f = F.linear(h, w2.to(dtype), None if b2 is None else b2.to(dtype))
+            dscale = (rows * f).sum(0)
+            if scale.numel() != width:
+                dscale = dscale.sum()
+            grads[5] = dscale.view(scale.shape).to(scale.dtype)
+    if need_b2 and b2 is not None:
+        grads[4] = branch.sum(0).to(b2.dtype)
+    if need_x or need_w1 or need_b1:
+        here = _FUNCTIONS[activation].gradient(branch @ w2.to(dtype), z)
+        dz = here if dz is None else here + dz.to(dtype)
+        if need_x:
+            dx = (dz @ w1.to(dtype)).view(dy.shape)
+            grads[0] = (dx + dy if skip else dx).to(x_dtype)
+        if need_w1:
+            assert x is not None, "dw1 needs x"
+            grads[1] = (dz.t() @ x.reshape(-1, width).to(dtype)).to(w1.dtype)
+        if need_b1 and b1 is not None:
+            grads[2] = dz.sum(0).to(b1.dtype)
+    return grads

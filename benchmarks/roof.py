@@ -1,0 +1,107 @@
+"""The machine's limits, measured on the spot, and what a workload could take at best under them.
+
+    time at the roof = max(FLOP / FMA peak, bytes / copy bandwidth)
+
+FLOP and bytes are the least that the pass needs: each tensor once, the hidden activation never, z once out and once in
+when a backward follows. A small workload lives in the cache, not in memory, and may pass its roof.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+
+import torch
+from torch import Tensor
+
+from harness import DTYPES, Workload
+
+PROBE_SECONDS = 0.05
+_COPY_BYTES = 64 << 20  # source and target together are larger than most last-level caches
+_MATMUL_SIZE = 1024
+
+
+@dataclass(frozen=True)
+class Work:
+    """The least work of one call."""
+
+    flops: float
+    bytes: float
+
+
+def work(workload: Workload, kind: str) -> Work:
+    """FLOP (a multiply-add is two) and bytes of a forward, a backward, or both (train)."""
+    case = workload.case
+    product = 2.0 * case.M * case.D * case.H  # one of the matrix products
+    width, hidden = case.M * case.D, case.M * case.H
+    tensor, compute, out = (d.itemsize for d in (workload.tensor_dtype, workload.compute_dtype, workload.output_dtype))
+    weights = (2 * case.D * case.H + case.H + case.D) * tensor
+    x, y, z = width * tensor, width * out, hidden * compute
+    residual = x if case.residual else 0
+    forward = Work(2 * product, x + residual + y + weights)
+    products, dx = (4, x) if case.x_grad else (3, 0)
+    backward = Work(products * product, x + y + z + dx + 2 * weights)  # x, dy and z in, dx and the gradients out
+    if kind == "forward":
+        return forward
+    if kind == "backward":
+        return backward
+    return Work(forward.flops + backward.flops, forward.bytes + z + backward.bytes)
+
+
+@dataclass(frozen=True)
+class Roof:
+    """GFLOP/s of a register-only FMA loop of the dtype's instruction, GB/s (read plus written) of a copy."""
+
+    gflops: float
+    gbps: float
+    source: str
+
+    def __str__(self) -> str:
+        return f"{self.gflops:.0f} GFLOP/s ({self.source}), copy {self.gbps:.1f} GB/s"
+
+    def seconds(self, least: Work) -> float:
+        return max(least.flops / self.gflops, least.bytes / self.gbps) / 1e9
+
+
+def measure(dtype: str, seconds: float = PROBE_SECONDS) -> Roof:
+    """The roof for "fp32", "bf16" or "fp16" with torch's present number of threads, in about `seconds`."""
+    if hasattr(torch.ops.aim_fast, "cpu_peak"):
+        name = str(DTYPES[dtype]).removeprefix("torch.")
+        gflops, source = torch.ops.aim_fast.cpu_peak(name, torch.get_num_threads(), seconds / 2), "FMA loop"
+    else:
+        gflops, source = _matmul_gflops(seconds / 2), "fp32 matmul, for want of the compiled FMA loop"
+    return Roof(gflops, _copy_gbps(seconds / 2), source)
+
+
+def better(before: Roof, after: Roof) -> Roof:
+    """The higher figures of two: a share of the roof must not profit from a probe that something disturbed."""
+    return Roof(max(before.gflops, after.gflops), max(before.gbps, after.gbps), before.source)
+
+
+@cache
+def _buffers() -> tuple[Tensor, Tensor]:
+    return torch.ones(_COPY_BYTES, dtype=torch.uint8), torch.zeros(_COPY_BYTES, dtype=torch.uint8)
+
+
+def _copy_gbps(seconds: float) -> float:
+    source, target = _buffers()
+    return 2 * _COPY_BYTES / _best(lambda: target.copy_(source), seconds) / 1e9
+
+
+def _matmul_gflops(seconds: float) -> float:
+    a = torch.ones(_MATMUL_SIZE, _MATMUL_SIZE)
+    out = torch.empty_like(a)
+    return 2 * _MATMUL_SIZE**3 / _best(lambda: torch.mm(a, a, out=out), seconds) / 1e9
+
+
+def _best(call: Callable[[], object], seconds: float) -> float:
+    """Shortest of the calls that fit in `seconds`, at least two."""
+    best, done, deadline = float("inf"), 0, time.perf_counter() + seconds
+    while done < 2 or time.perf_counter() < deadline:
+        start = time.perf_counter()
+        call()
+        best = min(best, time.perf_counter() - start)
+        done += 1
+    return best

@@ -1,0 +1,370 @@
+// Fused adapter, backward, on a CPU.
+//
+//     dh = alpha row_scale ((scale dy) w2), dz = dh act'(z), h = row_scale act(z), s = sum of row_scale dy
+//     dx = dz w1 [+ dy]    dw1 = dz^T x                   db1 = sum of dz
+//     G = h^T dy [H, D]    dw2 = alpha scale G^T          db2 = alpha scale s
+//     dscale = alpha (sum over H of w2 G^T, + b2 s): the branch itself is not computed again
+//
+// Shapes    as in forward.h; z [M, H] from the forward, or computed again from x
+// Tiling    rows in blocks of up to kMaxBlockRows, cut alike for any number of threads
+// Flow      for each group of blocks:
+//           1. a thread owns a block: dy into lines; dz and h tile by tile; dx tile by tile, written once;
+//              dy, x, dz and h also paired along the rows; partial sums for the biases
+//           2. a thread owns a panel of kNR columns of dw1 or G and adds the group's rows to it, block by block
+//           then the sums are scaled, transposed and rounded into the results
+// Order     sums over rows: within a block in registers, then block after block. No atomics; the threads only choose who.
+// Memory    scratch: packed weights, dw1 and G in fp32, a group of paired rows; a block of lines a thread
+// Work      8 M D H FLOP for all gradients, 2 M D H more when z is computed again
+// Rounding  operands of the products to bf16 where the products are in bf16; results once
+// Source    Adapter of AIM (Yang et al., ICLR 2023)
+#pragma once
+
+#include "activation.h"
+#include "rows.h"
+#include "scratch.h"
+
+namespace aim_fast::AIM_FAST_ISA {
+
+template <class Op>
+class Backward {
+  using Unit = typename Op::Unit;
+
+ public:
+  explicit Backward(const BackwardParams& params)
+      : p_(params),
+        need_dz_(p_.dx || p_.dw1 || p_.db1),
+        need_h_(p_.dw2 || p_.dscale),
+        need_sum_(p_.db2 || p_.dscale),
+        blocks_(cut_rows(p_.M, kMinBlocks)),
+        group_(p_.dw1 || need_h_ ? least<int64_t>(blocks_.count, 2 * p_.threads) : blocks_.count),
+        lines_d_(lines_of<Op>(p_.D)),
+        lines_h_(lines_of<Op>(p_.H)),
+        panels_d_(ceil_div(p_.D, kNR)),
+        panels_h_(ceil_div(p_.H, kNR)),
+        ld_d_(panels_d_ * kNR + kUnits),
+        ld_h_(panels_h_ * kNR + kUnits) {}
+
+  void run() {
+    allocate();
+    widen(p_.b1, p_.H, p_.H, 1.0f, 0.0f, b1_);
+    widen(p_.scale, p_.D, p_.scale_size, 1.0f, 1.0f, scale_);
+    each(2 * panels_h_ + panels_d_, &Backward::pack);
+    for (first_block_ = 0; first_block_ < blocks_.count; first_block_ += group_) {
+      const int64_t here = least(group_, blocks_.count - first_block_);
+      group_now_ = here;
+      each(here, &Backward::block);
+      if (p_.dw1 || need_h_) each(2 * panels_d_, &Backward::weights);
+      for (int64_t i = 0; i < here; ++i) {
+        if (p_.db1) add(db1_parts_ + i * panels_h_ * kNR, p_.H, db1_);
+        if (need_sum_) add(sum_parts_ + i * panels_d_ * kNR, p_.D, sum_);
+      }
+    }
+    each(panels_d_, &Backward::finish);
+    if (p_.db1) narrow(db1_, p_.H, p_.db1);
+    if (p_.db2) finish_db2();
+    if (p_.dscale) finish_dscale();
+  }
+
+ private:
+  static constexpr int64_t kMinBlocks = 2;
+
+  // A paired buffer of one block: its rows in units, columns with a stride that spreads over the cache's sets.
+  int64_t paired_units() const { return ceil_div(blocks_.rows, Op::kPerUnit); }
+  static int64_t panel_units(int64_t lines) { return lines * kUnits * kNR; }
+  int64_t weight_panel() const { return round_up(p_.H, kStep) * kNR; }
+
+  using Method = void (Backward::*)(int64_t);
+  void each(int64_t count, Method method) {
+    method_ = method;
+    p_.parallel_for(
+        count,
+        [](void* self, int64_t i) {
+          auto* backward = static_cast<Backward*>(self);
+          (backward->*(backward->method_))(i);
+        },
+        this);
+  }
+
+  void allocate() {
+    Layout layout;
+    auto units = [&](bool wanted, int64_t n) { return layout.add(wanted ? n * sizeof(Unit) : 0); };
+    auto floats = [&](bool wanted, int64_t n) { return layout.add(wanted ? n * sizeof(float) : 0); };
+    const bool dx = bool(p_.dx), dw1 = bool(p_.dw1), db1 = bool(p_.db1);
+    const size_t w1_back = units(dx, panels_d_ * panel_units(lines_h_));
+    const size_t w2_back = units(need_dz_, panels_h_ * panel_units(lines_d_));
+    const size_t w1 = units(!p_.z, panels_h_ * panel_units(lines_d_));
+    const size_t x = units(dw1, group_ * paired_units() * ld_d_);
+    const size_t dy = units(need_h_, group_ * paired_units() * ld_d_);
+    const size_t dz = units(dw1, group_ * paired_units() * ld_h_);
+    const size_t h = units(need_h_, group_ * paired_units() * ld_h_);
+    const size_t dw1_at = floats(dw1, panels_d_ * weight_panel());
+    const size_t g = floats(need_h_, panels_d_ * weight_panel());
+    const size_t b1 = floats(true, panels_h_ * kNR), scale = floats(true, panels_d_ * kNR);
+    const size_t db1_at = floats(true, panels_h_ * kNR), sum = floats(true, panels_d_ * kNR);
+    // Sums of D H terms of either sign: double, or they would lose what eager's tree of sums keeps.
+    const size_t dscale = layout.add(panels_d_ * kNR * sizeof(double));
+    const size_t db1_parts = floats(db1, group_ * panels_h_ * kNR);
+    const size_t sum_parts = floats(need_sum_, group_ * panels_d_ * kNR);
+    char* base = scratch(Scratch::kCall, layout.size());
+    auto unit_at = [&](size_t at) { return reinterpret_cast<Unit*>(base + at); };
+    auto float_at = [&](size_t at) { return reinterpret_cast<float*>(base + at); };
+    w1_back_ = unit_at(w1_back), w2_back_ = unit_at(w2_back), w1_ = unit_at(w1);
+    x_ = unit_at(x), dy_ = unit_at(dy), dz_ = unit_at(dz), h_ = unit_at(h);
+    dw1_ = float_at(dw1_at), g_ = float_at(g), b1_ = float_at(b1), scale_ = float_at(scale);
+    db1_ = float_at(db1_at), sum_ = float_at(sum), dscale_ = reinterpret_cast<double*>(base + dscale);
+    db1_parts_ = float_at(db1_parts), sum_parts_ = float_at(sum_parts);
+    zero(db1_, panels_h_ * kNR);
+    zero(sum_, panels_d_ * kNR);
+    for (int64_t d = 0; d < p_.D; ++d) dscale_[d] = 0.0;
+  }
+
+  static void zero(float* p, int64_t n) { __builtin_memset(p, 0, n * sizeof(float)); }
+  static void add(const float* from, int64_t n, float* to) {
+    for (int64_t i = 0; i < n; ++i) to[i] += from[i];
+  }
+
+  void pack(int64_t i) {
+    if (i < panels_h_) {
+      if (need_dz_) pack_panel<Op>(p_.w2, p_.D, p_.H, i * kNR, p_.dtype, w2_back_ + i * panel_units(lines_d_));
+    } else if (i < 2 * panels_h_) {
+      i -= panels_h_;
+      if (!p_.z) pack_panel_transposed<Op>(p_.w1, p_.H, p_.D, i * kNR, p_.dtype, w1_ + i * panel_units(lines_d_));
+    } else {
+      i -= 2 * panels_h_;
+      if (p_.dx) pack_panel<Op>(p_.w1, p_.H, p_.D, i * kNR, p_.dtype, w1_back_ + i * panel_units(lines_h_));
+      if (p_.dw1) zero(dw1_ + i * weight_panel(), weight_panel());
+      if (need_h_) zero(g_ + i * weight_panel(), weight_panel());
+    }
+  }
+
+  void block(int64_t i) {
+    const int64_t first = (first_block_ + i) * blocks_.rows, count = least(blocks_.rows, p_.M - first);
+    Layout layout;
+    const size_t d_at = layout.add(blocks_.rows * lines_d_ * kUnits * sizeof(Unit));
+    const size_t h_at = layout.add(blocks_.rows * lines_h_ * kUnits * sizeof(Unit));
+    const size_t z_at = layout.add(p_.z ? 0 : blocks_.rows * panels_h_ * kNR * sizeof(float));
+    char* base = scratch(Scratch::kBlock, layout.size());
+    Unit* lines = reinterpret_cast<Unit*>(base + d_at);
+    Unit* dz = reinterpret_cast<Unit*>(base + h_at);
+    float* z_again = reinterpret_cast<float*>(base + z_at);
+
+    char *dy_rows[kMaxBlockRows], *x_rows[kMaxBlockRows], *dx_rows[kMaxBlockRows], *z_rows[kMaxBlockRows];
+    float factors[kMaxBlockRows];
+    const Dtype z_dtype = p_.z ? p_.z.dtype : Dtype::kFloat32;
+    row_pointers(p_.dy, first, count, dy_rows);
+    if (p_.x) row_pointers(p_.x, first, count, x_rows);
+    if (p_.dx) row_pointers(p_.dx, first, count, dx_rows);
+    row_factors(p_.row_scale, 1.0f, first, count, factors);
+    for (int64_t r = 0; r < count; ++r) {
+      z_rows[r] = p_.z ? p_.z.data + (first + r) * p_.H * element_size(z_dtype)
+                       : reinterpret_cast<char*>(z_again + r * panels_h_ * kNR);
+    }
+    const Dtype x_rounding = rounding(p_.x.dtype, p_.dtype);
+    auto ask_nothing = [](int64_t, int64_t) {};
+    if (!p_.z && (need_dz_ || need_h_)) {
+      pack_lines<Op>(x_rows, count, p_.D, p_.x.dtype, x_rounding, nullptr, lines);
+      auto z_tile = [&](int64_t m, int64_t rows, int64_t n, int64_t, float* c) {
+        for (int64_t r = 0; r < rows; ++r) {
+          float* z = z_again + (m + r) * panels_h_ * kNR + n;
+          for (int j = 0; j < kNR; j += kLanes) {
+            store_vector(z + j, load_vector<Float>(c + r * kNR + j) + load_vector<Float>(b1_ + n + j));
+          }
+        }
+      };
+      block_product<Op>(count, p_.H, lines_d_, lines, w1_, ask_nothing, z_tile);
+    }
+    const int64_t units = ceil_div(count, Op::kPerUnit);
+    for (int64_t n = 0; n < panels_d_; ++n) {
+      const int64_t at = i * paired_units() * ld_d_ + n * kNR;
+      if (p_.dw1) pack_paired<Op>(x_rows, count, p_.D, n * kNR, p_.x.dtype, x_rounding, units, x_ + at, ld_d_);
+      if (need_h_) pack_paired<Op>(dy_rows, count, p_.D, n * kNR, p_.dy.dtype, Dtype::kFloat32, units, dy_ + at, ld_d_);
+    }
+    if (need_sum_) sum_rows(dy_rows, factors, count, sum_parts_ + i * panels_d_ * kNR);
+    if (!need_dz_ && !need_h_) return;
+
+    if (need_dz_) {
+      pack_lines<Op>(dy_rows, count, p_.D, p_.dy.dtype, Dtype::kFloat32, p_.scale ? scale_ : nullptr, lines);
+    }
+    float* db1 = p_.db1 ? db1_parts_ + i * panels_h_ * kNR : nullptr;
+    if (db1) zero(db1, panels_h_ * kNR);
+    Unit* dz_paired = p_.dw1 ? dz_ + i * paired_units() * ld_h_ : nullptr;
+    Unit* h_paired = need_h_ ? h_ + i * paired_units() * ld_h_ : nullptr;
+    auto ask_z = [&](int64_t m, int64_t n) { prefetch<0>(z_rows[m], n, z_dtype); };
+    auto hidden_tile = [&](int64_t m, int64_t rows, int64_t n, int64_t columns, float* c) {
+      alignas(64) float h[kMR * kNR];
+      hidden(z_rows + m, z_dtype, factors + m, rows, n, columns, c, h);
+      if (db1) {
+        for (int64_t r = 0; r < rows; ++r) add(c + r * kNR, kNR, db1 + n);
+      }
+      if (p_.dx) store_lines<Op>(c, rows, n, dz + m * lines_h_ * kUnits);
+      if (dz_paired) store_paired(c, rows, dz_paired + m / Op::kPerUnit * ld_h_ + n);
+      if (h_paired) store_paired(h, rows, h_paired + m / Op::kPerUnit * ld_h_ + n);
+    };
+    // Without dz the product over no lines gives dh = 0, and its epilogue h.
+    block_product<Op>(count, p_.H, need_dz_ ? lines_d_ : 0, lines, w2_back_, ask_z, hidden_tile);
+    if (!p_.dx) return;
+
+    auto ask_dx = [&](int64_t m, int64_t n) {
+      prefetch<1>(dx_rows[m], n, p_.dx.dtype);
+      if (p_.skip) prefetch<0>(dy_rows[m], n, p_.dy.dtype);
+    };
+    auto dx_tile = [&](int64_t m, int64_t rows, int64_t n, int64_t columns, float* c) {
+      if (p_.skip) add_rows(c, dy_rows + m, rows, n, columns, p_.dy.dtype);
+      store_rows(c, dx_rows + m, rows, n, columns, p_.dx.dtype);
+    };
+    block_product<Op>(count, p_.D, lines_h_, dz, w1_back_, ask_dx, dx_tile);
+  }
+
+  // c: dh becomes dz; h: row_scale * act(z). Columns beyond H and an odd row after the last become zero.
+  void hidden(char* const* z_rows, Dtype z_dtype, const float* factors, int64_t rows, int64_t n, int64_t columns, float* c,
+              float* h) {
+    alignas(64) float z[kMR * kNR];
+    for (int64_t i = 0; i < rows * kNR; i += kLanes) store_vector(z + i, Float{});
+    add_rows(z, z_rows, rows, n, columns, z_dtype);
+    with_activation(p_.activation, [&](auto activation) {
+      for (int64_t r = 0; r < rows; ++r) {
+        for (int j = 0; j < kNR; j += kLanes) {
+          const int64_t at = r * kNR + j;
+          Float value;
+          Float dh = load_vector<Float>(c + at) * (p_.alpha * factors[r]);
+          store_vector(c + at, backward<decltype(activation)>(load_vector<Float>(z + at), dh, value));
+          store_vector(h + at, value * factors[r]);
+        }
+      }
+    });
+    clear_columns(c, rows, columns);
+    clear_columns(h, rows, columns);
+    if (rows % 2) {
+      zero(c + rows * kNR, kNR);
+      zero(h + rows * kNR, kNR);
+    }
+  }
+
+  void store_paired(const float* c, int64_t rows, Unit* out) const {
+    for (int64_t r = 0; r < rows; r += Op::kPerUnit, out += ld_h_) {
+      for (int j = 0; j < kNR; j += kLanes) {
+        const float* even = c + r * kNR + j;
+        store_vector(out + j, Op::pair_floats(even, even + kNR));
+      }
+    }
+  }
+
+  // The sum over rows of row_scale * dy.
+  void sum_rows(char* const* dy_rows, const float* factors, int64_t count, float* out) const {
+    zero(out, panels_d_ * kNR);
+    with_dtype(p_.dy.dtype, [&](auto storage) {
+      using S = decltype(storage);
+      for (int64_t r = 0; r < count; ++r) {
+        const auto* row = reinterpret_cast<const typename S::Element*>(dy_rows[r]);
+        for (int64_t j = 0; j < p_.D; j += kLanes) {
+          store_vector(out + j, load_vector<Float>(out + j) + load_part<S>(row + j, p_.D - j) * factors[r]);
+        }
+      }
+    });
+  }
+
+  // Panel i of dw1, or of G, gains the rows of the group.
+  void weights(int64_t i) {
+    const bool of_w1 = i < panels_d_;
+    if (!(of_w1 ? bool(p_.dw1) : need_h_)) return;
+    i %= panels_d_;
+    const Unit* left = of_w1 ? dz_ : h_;
+    const Unit* right = (of_w1 ? x_ : dy_) + i * kNR;
+    float* sums = (of_w1 ? dw1_ : g_) + i * weight_panel();
+    const int64_t rows = least(group_now_ * blocks_.rows, p_.M - first_block_ * blocks_.rows);
+    // Blocks follow each other without a gap: kPerUnit of them give a sum long enough to pay for fetching the tile.
+    const int64_t step = Op::kPerUnit * blocks_.rows;
+    for (int64_t m = 0; m < rows; m += step) {
+      const int64_t u = m / Op::kPerUnit, units = ceil_div(least(step, rows - m), Op::kPerUnit);
+      for (int64_t n = 0; n < p_.H; n += kMR) {
+        with_height(least<int64_t>(kMR, p_.H - n), [&](auto height) {
+          tile_rows<Op, decltype(height)::value>(units, left + u * ld_h_ + n, ld_h_, right + u * ld_d_, ld_d_,
+                                                 sums + n * kNR);
+        });
+      }
+    }
+  }
+
+  // Panel i of the sums into the results: dw1 as it is; G transposed, scaled; dscale's share.
+  void finish(int64_t i) {
+    const int64_t first = i * kNR, columns = least<int64_t>(kNR, p_.D - first);
+    if (p_.dw1) {
+      for (int64_t n = 0; n < p_.H; ++n) {
+        char* row = p_.dw1.data + n * p_.D * element_size(p_.dw1.dtype);
+        store_rows(dw1_ + i * weight_panel() + n * kNR, &row, 1, first, columns, p_.dw1.dtype);
+      }
+    }
+    if (!need_h_) return;
+    for (int64_t j = 0; j < columns; j += kLanes) {
+      for (int64_t n = 0; n < p_.H; n += kLanes) {
+        Float g[kLanes];
+        for (int k = 0; k < kLanes; ++k) {
+          g[k] = n + k < p_.H ? load_vector<Float>(g_ + i * weight_panel() + (n + k) * kNR + j) : Float{};
+        }
+        transpose(g);
+        for (int64_t k = 0; k < least<int64_t>(kLanes, columns - j); ++k) finish_row(first + j + k, n, g[k]);
+      }
+    }
+  }
+
+  // g: G^T of row d, columns from n on.
+  void finish_row(int64_t d, int64_t n, Float g) {
+    const int64_t at = d * p_.H + n, columns = p_.H - n;
+    if (p_.dscale) {
+      with_dtype(p_.w2.dtype, [&](auto storage) {
+        using S = decltype(storage);
+        Float w = load_part<S>(reinterpret_cast<const typename S::Element*>(p_.w2.data) + at, columns);
+        Float product = rounded(w, rounding(p_.w2.dtype, p_.dtype)) * g;
+        for (int k = 0; k < kLanes; ++k) dscale_[d] += double(product[k]) * p_.alpha;
+      });
+    }
+    if (p_.dw2) {
+      with_dtype(p_.dw2.dtype, [&](auto storage) {
+        using S = decltype(storage);
+        store_part<S>(reinterpret_cast<typename S::Element*>(p_.dw2.data) + at, g * (scale_[d] * p_.alpha), columns);
+      });
+    }
+  }
+
+  void narrow(const float* from, int64_t n, const Array& to) const {
+    with_dtype(to.dtype, [&](auto storage) {
+      using S = decltype(storage);
+      for (int64_t i = 0; i < n; i += kLanes) {
+        store_part<S>(reinterpret_cast<typename S::Element*>(to.data) + i, load_vector<Float>(from + i), n - i);
+      }
+    });
+  }
+
+  void finish_db2() {
+    // Not in place: dscale still needs the sums themselves.
+    float* db2 = reinterpret_cast<float*>(scratch(Scratch::kBlock, panels_d_ * kNR * sizeof(float)));
+    for (int64_t d = 0; d < panels_d_ * kNR; ++d) db2[d] = sum_[d] * scale_[d] * p_.alpha;
+    narrow(db2, p_.D, p_.db2);
+  }
+
+  void finish_dscale() {
+    float* dscale = reinterpret_cast<float*>(scratch(Scratch::kBlock, panels_d_ * kNR * sizeof(float)));
+    widen(p_.b2, p_.D, p_.D, 1.0f, 0.0f, dscale);
+    double total = 0.0;
+    for (int64_t d = 0; d < p_.D; ++d) {
+      const double here = dscale_[d] + double(dscale[d]) * sum_[d] * p_.alpha;
+      total += here;
+      dscale[d] = static_cast<float>(here);
+    }
+    if (p_.scale_size == 1) dscale[0] = static_cast<float>(total);
+    narrow(dscale, p_.scale_size, p_.dscale);
+  }
+
+  const BackwardParams& p_;
+  const bool need_dz_, need_h_, need_sum_;
+  const Blocks blocks_;
+  const int64_t group_;  // blocks that share the paired buffers
+  const int64_t lines_d_, lines_h_, panels_d_, panels_h_, ld_d_, ld_h_;
+  int64_t first_block_ = 0, group_now_ = 0;
+  Method method_ = nullptr;
+  Unit *w1_back_, *w2_back_, *w1_, *x_, *dy_, *dz_, *h_;
+  float *dw1_, *g_, *b1_, *scale_, *db1_, *sum_, *db1_parts_, *sum_parts_;
+  double* dscale_;
+};
+
+}  // namespace aim_fast::AIM_FAST_ISA

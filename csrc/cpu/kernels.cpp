@@ -1,0 +1,77 @@
+#include "kernels.h"
+
+#include <atomic>
+#include <cstdlib>
+#include <cstring>
+#include <stdexcept>
+#include <string>
+
+namespace aim_fast {
+
+extern const Kernels kernels_portable;
+#if defined(__x86_64__)
+extern const Kernels kernels_avx2, kernels_avx512, kernels_avx512_bf16;
+#endif
+
+namespace {
+
+struct Available {
+  const Kernels* sets[4];
+  const char* names[4];
+  int count = 0;
+
+  void add(const Kernels& set, bool runs) {
+    if (!runs) return;
+    sets[count] = &set;
+    names[count++] = set.name;
+  }
+
+  Available() {
+#if defined(__x86_64__)
+    __builtin_cpu_init();
+    const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
+    const bool avx512 = avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+                        __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
+    add(kernels_avx512_bf16, avx512 && __builtin_cpu_supports("avx512bf16"));
+    add(kernels_avx512, avx512);
+    add(kernels_avx2, avx2);
+#endif
+    add(kernels_portable, true);
+  }
+};
+
+const Available& available() {
+  static const Available sets;
+  return sets;
+}
+
+const Kernels* find(const char* name) {
+  std::string all;
+  for (int i = 0; i < available().count; ++i) {
+    if (std::strcmp(available().names[i], name) == 0) return available().sets[i];
+    all += std::string(i ? ", " : "") + available().names[i];
+  }
+  throw std::invalid_argument(std::string("aim_fast: CPU instruction set is '") + name + "'; expected one that this processor runs: " +
+                              all + "; unset AIM_FAST_CPU_ISA for the best one");
+}
+
+std::atomic<const Kernels*>& current() {
+  static std::atomic<const Kernels*> set = [] {
+    const char* name = std::getenv("AIM_FAST_CPU_ISA");
+    return name && *name ? find(name) : available().sets[0];
+  }();
+  return set;
+}
+
+}  // namespace
+
+const Kernels& kernels() { return *current(); }
+
+void set_kernels(const char* name) { current() = find(name); }
+
+int available_kernels(const char* const** names) {
+  *names = available().names;
+  return available().count;
+}
+
+}  // namespace aim_fast

@@ -1,0 +1,137 @@
+// Packing: rows and weights of any storage type into the operand layouts of gemm.h. Padding is zero throughout, so that
+// it adds nothing whatever it meets; NaN in the data meets only its own row or column.
+#pragma once
+
+#include "gemm.h"
+
+namespace aim_fast::AIM_FAST_ISA {
+
+// What a dtype has to be rounded to before a product in compute dtype `to`: nothing when it fits already.
+constexpr Dtype rounding(Dtype from, Dtype to) { return from == to ? Dtype::kFloat32 : to; }
+
+// kLanes units of a row from element k on, the row having n elements; zero beyond.
+template <class Op, class S>
+AIM_FAST_INLINE typename Op::Vec row_units(const typename S::Element* row, int64_t k, int64_t n, Dtype round_to) {
+  constexpr int kElements = kLanes * Op::kPerUnit;
+  if (k + kElements <= n) return Op::template from_row<S>(row + k, round_to);
+  typename S::Element part[kElements] = {};
+  for (int64_t i = k; i < n; ++i) part[i - k] = row[i];
+  return Op::template from_row<S>(part, round_to);
+}
+
+// rows [count][n], times factor [n] if given, to lines; rows up to the next whole tile are zero.
+template <class Op>
+void pack_lines(char* const* rows, int64_t count, int64_t n, Dtype dtype, Dtype round_to, const float* factor,
+                typename Op::Unit* out) {
+  using Vec = typename Op::Vec;
+  constexpr int kElements = kLanes * Op::kPerUnit;
+  const int64_t lines = lines_of<Op>(n);
+  for (int64_t m = 0; m < round_up(count, kMR); ++m) {
+    typename Op::Unit* to = out + (m / kMR * lines * kMR + m % kMR) * kUnits;
+    with_dtype(dtype, [&](auto storage) {
+      using S = decltype(storage);
+      const auto* row = m < count ? reinterpret_cast<const typename S::Element*>(rows[m]) : nullptr;
+      for (int64_t u = 0; u < lines * kUnits; u += kLanes) {
+        const int64_t k = u * Op::kPerUnit;
+        Vec v{};
+        if (row && k < n) {
+          if (factor) {
+            alignas(64) float scaled[kElements] = {};
+            for (int64_t i = 0; i < kElements; i += kLanes) {
+              if (k + i >= n) break;
+              store_vector(scaled + i, load_part<S>(row + k + i, n - k - i) * load_vector<Float>(factor + k + i));
+            }
+            v = Op::from_floats(scaled);
+          } else {
+            v = row_units<Op, S>(row, k, n, round_to);
+          }
+        }
+        store_vector(to + u / kUnits * kMR * kUnits + u % kUnits, v);
+      }
+    });
+  }
+}
+
+// Columns [first, first + kNR) of the rows [count][n], paired: out[u * ld + j] holds rows kPerUnit u and on.
+// Units up to `units` and columns beyond n are zero.
+template <class Op>
+void pack_paired(char* const* rows, int64_t count, int64_t n, int64_t first, Dtype dtype, Dtype round_to, int64_t units,
+                 typename Op::Unit* out, int64_t ld) {
+  with_dtype(dtype, [&](auto storage) {
+    using S = decltype(storage);
+    using Element = typename S::Element;
+    const bool whole = first + kNR <= n;
+    Element edge[Op::kPerUnit][kNR];
+    for (int64_t u = 0; u < units; ++u, out += ld) {
+      const Element* pair[Op::kPerUnit];
+      for (int i = 0; i < Op::kPerUnit; ++i) {
+        const int64_t m = u * Op::kPerUnit + i;
+        pair[i] = m < count ? reinterpret_cast<const Element*>(rows[m]) + first : edge[i];
+        if (m < count && whole) continue;
+        for (int64_t j = 0; j < kNR; ++j) edge[i][j] = m < count && first + j < n ? pair[i][j] : Element{};
+        pair[i] = edge[i];
+      }
+      for (int64_t j = 0; j < kNR; j += kLanes) {
+        store_vector(out + j, Op::template from_pair<S>(pair[0] + j, pair[Op::kPerUnit - 1] + j, round_to));
+      }
+    }
+  });
+}
+
+// Panel of columns [first, first + kNR) for the product with w^T: w [N, K] row-major, the summed dimension its last.
+template <class Op>
+void pack_panel_transposed(const Array& w, int64_t N, int64_t K, int64_t first, Dtype dtype, typename Op::Unit* out) {
+  using Vec = typename Op::Vec;
+  const Dtype round_to = rounding(w.dtype, dtype);
+  const int64_t units = lines_of<Op>(K) * kUnits;
+  with_dtype(w.dtype, [&](auto storage) {
+    using S = decltype(storage);
+    const auto* rows = reinterpret_cast<const typename S::Element*>(w.data);
+    for (int64_t u = 0; u < units; u += kLanes) {
+      const int64_t k = u * Op::kPerUnit;
+      for (int64_t j = 0; j < kNR; j += kLanes) {
+        Vec block[kLanes];
+        AIM_FAST_UNROLL
+        for (int i = 0; i < kLanes; ++i) {
+          const int64_t row = first + j + i;
+          block[i] = row < N && k < K ? row_units<Op, S>(rows + row * K, k, K, round_to) : Vec{};
+        }
+        transpose(block);
+        AIM_FAST_UNROLL
+        for (int i = 0; i < kLanes; ++i) store_vector(out + (u + i) * kNR + j, block[i]);
+      }
+    }
+  });
+}
+
+// Panel of columns [first, first + kNR) for the product with w: w [K, N] row-major, the summed dimension its first.
+template <class Op>
+void pack_panel(const Array& w, int64_t K, int64_t N, int64_t first, Dtype dtype, typename Op::Unit* out) {
+  constexpr int kRows = 64;
+  const int64_t units = lines_of<Op>(K) * kUnits;
+  char* rows[kRows];
+  for (int64_t u = 0; u < units; u += kRows / Op::kPerUnit) {
+    const int64_t k = u * Op::kPerUnit;
+    const int64_t count = k < K ? least<int64_t>(kRows, K - k) : 0;
+    for (int64_t i = 0; i < count; ++i) rows[i] = w.data + (k + i) * N * element_size(w.dtype);
+    pack_paired<Op>(rows, count, N, first, w.dtype, rounding(w.dtype, dtype),
+                    least<int64_t>(kRows / Op::kPerUnit, units - u), out + u * kNR, kNR);
+  }
+}
+
+// v [n] as floats times a constant, zero beyond up to a whole panel; an absent v counts as `otherwise`.
+inline void widen(const Array& v, int64_t n, int64_t v_size, float factor, float otherwise, float* out) {
+  for (int64_t i = 0; i < round_up(n, kNR); ++i) out[i] = 0.0f;
+  for (int64_t i = 0; i < n; ++i) out[i] = otherwise * factor;
+  if (!v) return;
+  with_dtype(v.dtype, [&](auto storage) {
+    using S = decltype(storage);
+    const auto* p = reinterpret_cast<const typename S::Element*>(v.data);
+    for (int64_t i = 0; i < n; i += kLanes) {
+      Float value = v_size == 1 ? splat(load_part<S>(p, 1)[0]) : load_part<S>(p + i, n - i);
+      store_part<Float32>(out + i, value * factor, n - i);
+    }
+  });
+}
+
+}  // namespace aim_fast::AIM_FAST_ISA

@@ -1,0 +1,71 @@
+"""More than 2^31 elements: offsets that do not fit 32 bits, in every tensor that has rows."""
+
+from __future__ import annotations
+
+import mmap
+import os
+
+import pytest
+import torch
+from torch import Tensor
+
+import aim_fast
+from judge import evaluate, judge, make_inputs
+
+pytestmark = pytest.mark.usefixtures("fused")
+
+FP32, BF16 = torch.float32, torch.bfloat16
+MAP_NORESERVE = 0x4000  # of Linux
+FAR = 2**31 + 11  # elements from one row to the next: even two rows are out of reach of 32 bits
+
+
+def reserved(count: int, dtype: torch.dtype) -> Tensor:
+    """count elements of address space; a page takes memory once it is touched."""
+    flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | MAP_NORESERVE
+    return torch.frombuffer(mmap.mmap(-1, count * dtype.itemsize, flags=flags), dtype=dtype)
+
+
+def far_apart(t: Tensor) -> Tensor:
+    """t's rows at the same distance from each other, the last one at least FAR elements from the first."""
+    rows, width = t.shape
+    stride = FAR if rows == 3 else FAR // (rows - 1) + 1
+    out = reserved((rows - 1) * stride + width, t.dtype).as_strided((rows, width), (stride, 1))
+    return out.copy_(t)
+
+
+@pytest.mark.parametrize("name", ["x", "residual", "dy"])
+@pytest.mark.parametrize("dtype", [FP32, BF16], ids=str)
+@pytest.mark.parametrize("rows", [3, 13])
+def test_rows_far_apart(name: str, dtype: torch.dtype, rows: int) -> None:
+    near = make_inputs((rows, 40), 8, dtype)
+    near["residual"], dy = torch.randn(2, rows, 40, generator=torch.Generator().manual_seed(1)).to(dtype).unbind()
+    expected = evaluate(aim_fast.adapter, near, dy, skip=True)
+    far = near | {"dy": dy}
+    far[name] = far_apart(far[name])
+    got = evaluate(aim_fast.adapter, far, far.pop("dy"), skip=True)
+    for key, value in expected.items():
+        assert torch.equal(got[key], value), key
+
+
+def test_two_leading_dims_far_apart() -> None:
+    near = make_inputs((2, 3, 40), 8)
+    x = reserved(FAR + 3 * 64, FP32).as_strided((2, 3, 40), (FAR, 64, 1)).copy_(near["x"])
+    expected, got = (evaluate(aim_fast.adapter, t, torch.ones(2, 3, 40)) for t in (near, near | {"x": x}))
+    for key, value in expected.items():
+        assert torch.equal(got[key], value), key
+
+
+def free_memory() -> int:
+    return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+
+
+@pytest.mark.skipif(free_memory() < 6 * 2**30, reason="needs 6 GiB: y has 2^31 bf16 elements")
+def test_y_of_more_than_2_31_elements() -> None:
+    """Written to its last element; x repeats one block of rows, so that every block of y is the same."""
+    rows, width, blocks = 32, 2**16, 1025  # 2^31 elements and one block more
+    tensors = make_inputs((rows, width), 1, BF16)
+    block = judge(tensors, None)["y"]
+    y = aim_fast.adapter(**tensors | {"x": tensors["x"].expand(blocks, rows, width)})
+    assert y.numel() > 2**31
+    for i in (0, 1, 511, 512, 1023, 1024):
+        assert torch.equal(y[i], block), i
