@@ -77,7 +77,7 @@ sanitize: build ## run the numeric tests under AddressSanitizer and UBSan
 	AIM_FAST_SANITIZE=address,undefined $(BIN)/python setup.py -q build_ext --inplace
 	AIM_FAST_LIBRARY="$(CURDIR)/build/sanitize/libaim_fast.so" ASAN_OPTIONS=$(ASAN) OMP_NUM_THREADS=1 \
 	LD_PRELOAD="$$(g++ -print-file-name=libasan.so) $$(g++ -print-file-name=libubsan.so)" \
-	$(BIN)/python -m pytest -p no:benchmark $(SANITIZED:%=tests/test_%.py) $(ARGS)
+	$(BIN)/python -m pytest -p no:benchmark -p no:faulthandler --capture=sys $(SANITIZED:%=tests/test_%.py) $(ARGS)
 
 mutate: build ## plant faults one by one: the suite must catch each
 	$(BIN)/python tests/mutate.py $(ARGS)

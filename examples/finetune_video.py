@@ -88,6 +88,7 @@ def costs(runs: dict[str, Run], clips: Tensor) -> dict[str, dict[str, float]]:
     calls = {}
     with next(iter(runs.values())).autocast():
         for name, run in runs.items():
+            torch.manual_seed(0)
             calls[name], model_mib = share.record(run.model, run.model.adapters(), clips)
             rows[name] = {"step": statistics.median(run.seconds), "saved": model_mib}
             rows[name]["adapters saved"] = share.saved_mib(calls[name])
@@ -123,10 +124,14 @@ def plot(path: str, runs: dict[str, Run], rows: dict[str, dict[str, float]]) -> 
         axes[0].plot(steps, runs[name].losses, label=name, color=colours[name], lw=5 if thick else 1.6)
     axes[0].set(xlabel="step", ylabel="loss", title="Which video is the clip from?", ylim=(0, None))
     axes[0].legend(frameon=False)
-    for axis, key, unit, factor in zip(axes[1:], ("adapters", "adapters saved"), ("ms", "MiB"), (1e3, 1), strict=False):
+    bars = (
+        ("adapters", 1e3, "Time in adapters\n(ms a step)"),
+        ("adapters saved", 1, "Saved by adapters\n(MiB a step)"),
+    )
+    for axis, (key, factor, title) in zip(axes[1:], bars, strict=False):
         values = [factor * rows[name][key] for name in colours]
         axis.bar_label(axis.bar(list(colours), values, color=list(colours.values())), fmt="%.1f")
-        axis.set(title=f"{key}\n{unit} a step")
+        axis.set(title=title)
     for axis in axes:
         axis.spines[["top", "right"]].set_visible(False)
     figure.savefig(path, dpi=120)
@@ -146,6 +151,8 @@ def main() -> int:
     parser.add_argument("--depth", type=int, default=4)
     parser.add_argument("--plot", metavar="FILE", help="write a PNG of the loss")
     options = parser.parse_args()
+    if options.width % 64 or options.size % 16:
+        parser.error("--width must be a multiple of 64, --size of 16")
 
     names = ("eager", "aim_fast") if options.compare else (options.adapter,)
     runs = {name: Run(name, options.dtype, options) for name in names}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -67,7 +68,8 @@ def test_trains_adapters_only() -> None:
 def test_command(tmp_path: Path) -> None:
     sizes = [f"--{name}={value}" for name, value in vars(SMALL).items()]
     command = [sys.executable, str(SCRIPT), "--compare", *sizes, "--plot", str(tmp_path / "loss.png")]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    variables = os.environ | {"PYTHONPATH": str(SCRIPT.parent.parent)}
+    done = subprocess.run(command, env=variables, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "step   3/3" in done.stdout
     assert "x in adapters saved" in done.stdout

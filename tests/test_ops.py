@@ -109,6 +109,24 @@ def test_layout_of_y(op: str, x: str, residual: str | None) -> None:
     assert fake(forward, arguments) == describe((y, z))
 
 
+@pytest.mark.parametrize("op", FORWARDS)
+@pytest.mark.parametrize("x", [FP32, BF16, FP16], ids=str)
+@pytest.mark.parametrize("residual", [None, FP32, BF16, FP16], ids=str)
+@pytest.mark.parametrize("skip", [False, True])
+def test_dtype_of_y(op: str, x: torch.dtype, residual: torch.dtype | None, skip: bool) -> None:
+    """The compute dtype, promoted with x's under skip and with the residual's; z has the compute dtype alone."""
+    arguments = list(forward_arguments(BF16, residual_as=None))
+    arguments[0] = arguments[0].to(x)
+    arguments[7] = None if residual is None else arguments[0].to(residual)
+    arguments[9] = skip
+    expected = BF16
+    for dtype in ([x] if skip else []) + ([residual] if residual else []):
+        expected = torch.promote_types(expected, dtype)
+    y, z = FORWARDS[op](*arguments)
+    assert (y.dtype, z.dtype) == (expected, BF16)
+    assert fake(forward, tuple(arguments)) == describe((y, z))
+
+
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("op", BACKWARDS)
 def test_layout_of_dx(op: str, layout: str) -> None:

@@ -110,7 +110,7 @@ struct LeakyRelu {
 };
 
 struct Tanh {
-  static AIM_FAST_INLINE Float value(Float z) {
+  static AIM_FAST_INLINE Float both(Float z, Float& derivative) {
     // Near zero the quotient cancels: a polynomial there (Cephes, relative error 1e-7).
     Float square = z * z;
     Float p = -5.70498872745e-3f * square + 2.06390887954e-2f;
@@ -118,13 +118,13 @@ struct Tanh {
     p = p * square + 1.33314422036e-1f;
     p = p * square - 3.33332819422e-1f;
     Float near = z + z * square * p;
-    Float far = with_sign_of(1.0f - 2.0f / (exp(2.0f * magnitude(z)) + 1.0f), z);
-    return select(magnitude(z) < 0.625f, near, far);
+    Float s = 1.0f / (exp(2.0f * magnitude(z)) + 1.0f);
+    derivative = 4.0f * s * (1.0f - s);  // 1 - tanh^2 would cancel far out
+    return select(magnitude(z) < 0.625f, near, with_sign_of(1.0f - 2.0f * s, z));
   }
-  static AIM_FAST_INLINE Float both(Float z, Float& derivative) {
-    Float t = value(z);
-    derivative = 1.0f - t * t;
-    return t;
+  static AIM_FAST_INLINE Float value(Float z) {
+    Float unused;
+    return both(z, unused);
   }
 };
 

@@ -3,7 +3,7 @@
 //     dh = alpha row_scale ((scale dy) w2), dz = dh act'(z), h = row_scale act(z), s = sum of row_scale dy
 //     dx = dz w1 [+ dy]    dw1 = dz^T x                   db1 = sum of dz
 //     G = h^T dy [H, D]    dw2 = alpha scale G^T          db2 = alpha scale s
-//     dscale = alpha (sum over H of w2 G^T, + b2 s): the branch itself is not computed again
+//     dscale = alpha (sum of row_scale dy f), f computed again: through G it would lose what eager keeps
 //
 // Shapes    as in forward.h; z [M, H] from the forward, or computed again from x
 // Tiling    rows in blocks of up to kMaxBlockRows, cut alike for any number of threads
@@ -34,9 +34,8 @@ class Backward {
       : p_(params),
         need_dz_(p_.dx || p_.dw1 || p_.db1),
         need_h_(p_.dw2 || p_.dscale),
-        need_sum_(p_.db2 || p_.dscale),
         blocks_(cut_rows(p_.M, kMinBlocks)),
-        group_(p_.dw1 || need_h_ ? least<int64_t>(blocks_.count, 2 * p_.threads) : blocks_.count),
+        group_(p_.dw1 || p_.dw2 ? least<int64_t>(blocks_.count, 2 * p_.threads) : blocks_.count),
         lines_d_(lines_of<Op>(p_.D)),
         lines_h_(lines_of<Op>(p_.H)),
         panels_d_(ceil_div(p_.D, kNR)),
@@ -48,20 +47,22 @@ class Backward {
     allocate();
     widen(p_.b1, p_.H, p_.H, 1.0f, 0.0f, b1_);
     widen(p_.scale, p_.D, p_.scale_size, 1.0f, 1.0f, scale_);
+    widen(p_.b2, p_.D, p_.D, 1.0f, 0.0f, b2_);
     each(2 * panels_h_ + panels_d_, &Backward::pack);
     for (first_block_ = 0; first_block_ < blocks_.count; first_block_ += group_) {
       const int64_t here = least(group_, blocks_.count - first_block_);
       group_now_ = here;
       each(here, &Backward::block);
-      if (p_.dw1 || need_h_) each(2 * panels_d_, &Backward::weights);
+      if (p_.dw1 || p_.dw2) each(2 * panels_d_, &Backward::weights);
       for (int64_t i = 0; i < here; ++i) {
-        if (p_.db1) add(db1_parts_ + i * panels_h_ * kNR, p_.H, db1_);
-        if (need_sum_) add(sum_parts_ + i * panels_d_ * kNR, p_.D, sum_);
+        if (p_.db1) accumulate(db1_parts_ + i * panels_h_ * kNR, p_.H, db1_);
+        if (p_.db2) accumulate(db2_parts_ + i * panels_d_ * kNR, p_.D, db2_);
+        if (p_.dscale) accumulate(dscale_parts_ + i * panels_d_ * kNR, p_.D, dscale_);
       }
     }
     each(panels_d_, &Backward::finish);
-    if (p_.db1) narrow(db1_, p_.H, p_.db1);
-    if (p_.db2) finish_db2();
+    if (p_.db1) narrow(p_.H, p_.db1, [&](int64_t h) { return db1_[h]; });
+    if (p_.db2) narrow(p_.D, p_.db2, [&](int64_t d) { return p_.alpha * scale_[d] * db2_[d]; });
     if (p_.dscale) finish_dscale();
   }
 
@@ -89,38 +90,41 @@ class Backward {
     Layout layout;
     auto units = [&](bool wanted, int64_t n) { return layout.add(wanted ? n * sizeof(Unit) : 0); };
     auto floats = [&](bool wanted, int64_t n) { return layout.add(wanted ? n * sizeof(float) : 0); };
-    const bool dx = bool(p_.dx), dw1 = bool(p_.dw1), db1 = bool(p_.db1);
+    const bool dx = bool(p_.dx), dw1 = bool(p_.dw1), dw2 = bool(p_.dw2);
     const size_t w1_back = units(dx, panels_d_ * panel_units(lines_h_));
     const size_t w2_back = units(need_dz_, panels_h_ * panel_units(lines_d_));
     const size_t w1 = units(!p_.z, panels_h_ * panel_units(lines_d_));
+    const size_t w2 = units(bool(p_.dscale), panels_d_ * panel_units(lines_h_));
     const size_t x = units(dw1, group_ * paired_units() * ld_d_);
-    const size_t dy = units(need_h_, group_ * paired_units() * ld_d_);
+    const size_t dy = units(dw2, group_ * paired_units() * ld_d_);
     const size_t dz = units(dw1, group_ * paired_units() * ld_h_);
-    const size_t h = units(need_h_, group_ * paired_units() * ld_h_);
+    const size_t h = units(dw2, group_ * paired_units() * ld_h_);
     const size_t dw1_at = floats(dw1, panels_d_ * weight_panel());
-    const size_t g = floats(need_h_, panels_d_ * weight_panel());
-    const size_t b1 = floats(true, panels_h_ * kNR), scale = floats(true, panels_d_ * kNR);
-    const size_t db1_at = floats(true, panels_h_ * kNR), sum = floats(true, panels_d_ * kNR);
-    // Sums of D H terms of either sign: double, or they would lose what eager's tree of sums keeps.
-    const size_t dscale = layout.add(panels_d_ * kNR * sizeof(double));
-    const size_t db1_parts = floats(db1, group_ * panels_h_ * kNR);
-    const size_t sum_parts = floats(need_sum_, group_ * panels_d_ * kNR);
+    const size_t g = floats(dw2, panels_d_ * weight_panel());
+    const size_t b1 = floats(true, panels_h_ * kNR), b2 = floats(true, panels_d_ * kNR);
+    const size_t scale = floats(true, panels_d_ * kNR);
+    // Sums over all rows: in float they would lose what eager's trees of sums keep.
+    const size_t db1 = layout.add(p_.H * sizeof(double)), db2 = layout.add(p_.D * sizeof(double));
+    const size_t dscale = layout.add(p_.D * sizeof(double));
+    const size_t db1_parts = floats(bool(p_.db1), group_ * panels_h_ * kNR);
+    const size_t db2_parts = floats(bool(p_.db2), group_ * panels_d_ * kNR);
+    const size_t dscale_parts = floats(bool(p_.dscale), group_ * panels_d_ * kNR);
     char* base = scratch(Scratch::kCall, layout.size());
     auto unit_at = [&](size_t at) { return reinterpret_cast<Unit*>(base + at); };
     auto float_at = [&](size_t at) { return reinterpret_cast<float*>(base + at); };
-    w1_back_ = unit_at(w1_back), w2_back_ = unit_at(w2_back), w1_ = unit_at(w1);
+    auto double_at = [&](size_t at) { return reinterpret_cast<double*>(base + at); };
+    w1_back_ = unit_at(w1_back), w2_back_ = unit_at(w2_back), w1_ = unit_at(w1), w2_ = unit_at(w2);
     x_ = unit_at(x), dy_ = unit_at(dy), dz_ = unit_at(dz), h_ = unit_at(h);
-    dw1_ = float_at(dw1_at), g_ = float_at(g), b1_ = float_at(b1), scale_ = float_at(scale);
-    db1_ = float_at(db1_at), sum_ = float_at(sum), dscale_ = reinterpret_cast<double*>(base + dscale);
-    db1_parts_ = float_at(db1_parts), sum_parts_ = float_at(sum_parts);
-    zero(db1_, panels_h_ * kNR);
-    zero(sum_, panels_d_ * kNR);
-    for (int64_t d = 0; d < p_.D; ++d) dscale_[d] = 0.0;
+    dw1_ = float_at(dw1_at), g_ = float_at(g), b1_ = float_at(b1), b2_ = float_at(b2), scale_ = float_at(scale);
+    db1_ = double_at(db1), db2_ = double_at(db2), dscale_ = double_at(dscale);
+    db1_parts_ = float_at(db1_parts), db2_parts_ = float_at(db2_parts), dscale_parts_ = float_at(dscale_parts);
+    for (int64_t h = 0; h < p_.H; ++h) db1_[h] = 0.0;
+    for (int64_t d = 0; d < p_.D; ++d) db2_[d] = dscale_[d] = 0.0;
   }
 
   static void zero(float* p, int64_t n) { __builtin_memset(p, 0, n * sizeof(float)); }
-  static void add(const float* from, int64_t n, float* to) {
-    for (int64_t i = 0; i < n; ++i) to[i] += from[i];
+  static void accumulate(const float* from, int64_t n, double* to) {
+    for (int64_t i = 0; i < n; ++i) to[i] += static_cast<double>(from[i]);
   }
 
   void pack(int64_t i) {
@@ -133,7 +137,10 @@ class Backward {
       i -= 2 * panels_h_;
       if (p_.dx) pack_panel<Op>(p_.w1, p_.H, p_.D, i * kNR, p_.dtype, w1_back_ + i * panel_units(lines_h_));
       if (p_.dw1) zero(dw1_ + i * weight_panel(), weight_panel());
-      if (need_h_) zero(g_ + i * weight_panel(), weight_panel());
+      if (p_.dscale) {
+        pack_panel_transposed<Op>(p_.w2, p_.D, p_.H, i * kNR, p_.dtype, w2_ + i * panel_units(lines_h_));
+      }
+      if (p_.dw2) zero(g_ + i * weight_panel(), weight_panel());
     }
   }
 
@@ -142,10 +149,12 @@ class Backward {
     Layout layout;
     const size_t d_at = layout.add(blocks_.rows * lines_d_ * kUnits * sizeof(Unit));
     const size_t h_at = layout.add(blocks_.rows * lines_h_ * kUnits * sizeof(Unit));
+    const size_t f_at = layout.add(p_.dscale ? blocks_.rows * lines_h_ * kUnits * sizeof(Unit) : 0);
     const size_t z_at = layout.add(p_.z ? 0 : blocks_.rows * panels_h_ * kNR * sizeof(float));
     char* base = scratch(Scratch::kBlock, layout.size());
     Unit* lines = reinterpret_cast<Unit*>(base + d_at);
     Unit* dz = reinterpret_cast<Unit*>(base + h_at);
+    Unit* h_lines = reinterpret_cast<Unit*>(base + f_at);
     float* z_again = reinterpret_cast<float*>(base + z_at);
 
     char *dy_rows[kMaxBlockRows], *x_rows[kMaxBlockRows], *dx_rows[kMaxBlockRows], *z_rows[kMaxBlockRows];
@@ -177,9 +186,9 @@ class Backward {
     for (int64_t n = 0; n < panels_d_; ++n) {
       const int64_t at = i * paired_units() * ld_d_ + n * kNR;
       if (p_.dw1) pack_paired<Op>(x_rows, count, p_.D, n * kNR, p_.x.dtype, x_rounding, units, x_ + at, ld_d_);
-      if (need_h_) pack_paired<Op>(dy_rows, count, p_.D, n * kNR, p_.dy.dtype, Dtype::kFloat32, units, dy_ + at, ld_d_);
+      if (p_.dw2) pack_paired<Op>(dy_rows, count, p_.D, n * kNR, p_.dy.dtype, Dtype::kFloat32, units, dy_ + at, ld_d_);
     }
-    if (need_sum_) sum_rows(dy_rows, factors, count, sum_parts_ + i * panels_d_ * kNR);
+    if (p_.db2) sum_rows(dy_rows, factors, count, db2_parts_ + i * panels_d_ * kNR);
     if (!need_dz_ && !need_h_) return;
 
     if (need_dz_) {
@@ -188,20 +197,43 @@ class Backward {
     float* db1 = p_.db1 ? db1_parts_ + i * panels_h_ * kNR : nullptr;
     if (db1) zero(db1, panels_h_ * kNR);
     Unit* dz_paired = p_.dw1 ? dz_ + i * paired_units() * ld_h_ : nullptr;
-    Unit* h_paired = need_h_ ? h_ + i * paired_units() * ld_h_ : nullptr;
+    Unit* h_paired = p_.dw2 ? h_ + i * paired_units() * ld_h_ : nullptr;
     auto ask_z = [&](int64_t m, int64_t n) { prefetch<0>(z_rows[m], n, z_dtype); };
     auto hidden_tile = [&](int64_t m, int64_t rows, int64_t n, int64_t columns, float* c) {
       alignas(64) float h[kMR * kNR];
       hidden(z_rows + m, z_dtype, factors + m, rows, n, columns, c, h);
       if (db1) {
-        for (int64_t r = 0; r < rows; ++r) add(c + r * kNR, kNR, db1 + n);
+        for (int j = 0; j < kNR; j += kLanes) {
+          Float sum{};
+          for (int64_t r = 0; r < rows; ++r) sum += load_vector<Float>(c + r * kNR + j);
+          store_vector(db1 + n + j, load_vector<Float>(db1 + n + j) + sum);
+        }
       }
       if (p_.dx) store_lines<Op>(c, rows, n, dz + m * lines_h_ * kUnits);
+      if (p_.dscale) store_lines<Op>(h, rows, n, h_lines + m * lines_h_ * kUnits);
       if (dz_paired) store_paired(c, rows, dz_paired + m / Op::kPerUnit * ld_h_ + n);
       if (h_paired) store_paired(h, rows, h_paired + m / Op::kPerUnit * ld_h_ + n);
     };
     // Without dz the product over no lines gives dh = 0, and its epilogue h.
     block_product<Op>(count, p_.H, need_dz_ ? lines_d_ : 0, lines, w2_back_, ask_z, hidden_tile);
+    if (p_.dscale) {
+      float* dscale = dscale_parts_ + i * panels_d_ * kNR;
+      zero(dscale, panels_d_ * kNR);
+      auto ask_dy = [&](int64_t m, int64_t n) { prefetch<0>(dy_rows[m], n, p_.dy.dtype); };
+      auto f_tile = [&](int64_t m, int64_t rows, int64_t n, int64_t columns, float* c) {
+        alignas(64) float dy[kMR * kNR] = {};
+        add_rows(dy, dy_rows + m, rows, n, columns, p_.dy.dtype);
+        for (int j = 0; j < kNR; j += kLanes) {
+          Float sum{}, b2 = load_vector<Float>(b2_ + n + j);
+          for (int64_t r = 0; r < rows; ++r) {
+            Float f = load_vector<Float>(c + r * kNR + j) + b2 * factors[m + r];
+            sum += f * load_vector<Float>(dy + r * kNR + j);
+          }
+          store_vector(dscale + n + j, load_vector<Float>(dscale + n + j) + sum);
+        }
+      };
+      block_product<Op>(count, p_.D, lines_h_, h_lines, w2_, ask_dy, f_tile);
+    }
     if (!p_.dx) return;
 
     auto ask_dx = [&](int64_t m, int64_t n) {
@@ -249,15 +281,19 @@ class Backward {
     }
   }
 
-  // The sum over rows of row_scale * dy.
+  // The sum over rows of row_scale * dy, tile by tile: short sums first lose less.
   void sum_rows(char* const* dy_rows, const float* factors, int64_t count, float* out) const {
     zero(out, panels_d_ * kNR);
     with_dtype(p_.dy.dtype, [&](auto storage) {
       using S = decltype(storage);
-      for (int64_t r = 0; r < count; ++r) {
-        const auto* row = reinterpret_cast<const typename S::Element*>(dy_rows[r]);
+      for (int64_t m = 0; m < count; m += kMR) {
         for (int64_t j = 0; j < p_.D; j += kLanes) {
-          store_vector(out + j, load_vector<Float>(out + j) + load_part<S>(row + j, p_.D - j) * factors[r]);
+          Float sum{};
+          for (int64_t r = m; r < least(count, m + kMR); ++r) {
+            const auto* row = reinterpret_cast<const typename S::Element*>(dy_rows[r]);
+            sum += load_part<S>(row + j, p_.D - j) * factors[r];
+          }
+          store_vector(out + j, load_vector<Float>(out + j) + sum);
         }
       }
     });
@@ -266,7 +302,7 @@ class Backward {
   // Panel i of dw1, or of G, gains the rows of the group.
   void weights(int64_t i) {
     const bool of_w1 = i < panels_d_;
-    if (!(of_w1 ? bool(p_.dw1) : need_h_)) return;
+    if (!(of_w1 ? p_.dw1 : p_.dw2)) return;
     i %= panels_d_;
     const Unit* left = of_w1 ? dz_ : h_;
     const Unit* right = (of_w1 ? x_ : dy_) + i * kNR;
@@ -285,7 +321,7 @@ class Backward {
     }
   }
 
-  // Panel i of the sums into the results: dw1 as it is; G transposed, scaled; dscale's share.
+  // Panel i of the sums into the results: dw1 as it is; G transposed and scaled.
   void finish(int64_t i) {
     const int64_t first = i * kNR, columns = least<int64_t>(kNR, p_.D - first);
     if (p_.dw1) {
@@ -294,7 +330,7 @@ class Backward {
         store_rows(dw1_ + i * weight_panel() + n * kNR, &row, 1, first, columns, p_.dw1.dtype);
       }
     }
-    if (!need_h_) return;
+    if (!p_.dw2) return;
     for (int64_t j = 0; j < columns; j += kLanes) {
       for (int64_t n = 0; n < p_.H; n += kLanes) {
         Float g[kLanes];
@@ -309,62 +345,40 @@ class Backward {
 
   // g: G^T of row d, columns from n on.
   void finish_row(int64_t d, int64_t n, Float g) {
-    const int64_t at = d * p_.H + n, columns = p_.H - n;
-    if (p_.dscale) {
-      with_dtype(p_.w2.dtype, [&](auto storage) {
-        using S = decltype(storage);
-        Float w = load_part<S>(reinterpret_cast<const typename S::Element*>(p_.w2.data) + at, columns);
-        Float product = rounded(w, rounding(p_.w2.dtype, p_.dtype)) * g;
-        for (int k = 0; k < kLanes; ++k) dscale_[d] += double(product[k]) * p_.alpha;
-      });
-    }
-    if (p_.dw2) {
-      with_dtype(p_.dw2.dtype, [&](auto storage) {
-        using S = decltype(storage);
-        store_part<S>(reinterpret_cast<typename S::Element*>(p_.dw2.data) + at, g * (scale_[d] * p_.alpha), columns);
-      });
-    }
+    with_dtype(p_.dw2.dtype, [&](auto storage) {
+      using S = decltype(storage);
+      auto* row = reinterpret_cast<typename S::Element*>(p_.dw2.data) + d * p_.H;
+      store_part<S>(row + n, g * (scale_[d] * p_.alpha), p_.H - n);
+    });
   }
 
-  void narrow(const float* from, int64_t n, const Array& to) const {
-    with_dtype(to.dtype, [&](auto storage) {
+  // out [n] = value(i), rounded to its dtype.
+  template <class Value>
+  static void narrow(int64_t n, const Array& out, const Value& value) {
+    with_dtype(out.dtype, [&](auto storage) {
       using S = decltype(storage);
-      for (int64_t i = 0; i < n; i += kLanes) {
-        store_part<S>(reinterpret_cast<typename S::Element*>(to.data) + i, load_vector<Float>(from + i), n - i);
+      for (int64_t i = 0; i < n; ++i) {
+        store_part<S>(reinterpret_cast<typename S::Element*>(out.data) + i, splat(static_cast<float>(value(i))), 1);
       }
     });
   }
 
-  void finish_db2() {
-    // Not in place: dscale still needs the sums themselves.
-    float* db2 = reinterpret_cast<float*>(scratch(Scratch::kBlock, panels_d_ * kNR * sizeof(float)));
-    for (int64_t d = 0; d < panels_d_ * kNR; ++d) db2[d] = sum_[d] * scale_[d] * p_.alpha;
-    narrow(db2, p_.D, p_.db2);
-  }
-
   void finish_dscale() {
-    float* dscale = reinterpret_cast<float*>(scratch(Scratch::kBlock, panels_d_ * kNR * sizeof(float)));
-    widen(p_.b2, p_.D, p_.D, 1.0f, 0.0f, dscale);
     double total = 0.0;
-    for (int64_t d = 0; d < p_.D; ++d) {
-      const double here = dscale_[d] + double(dscale[d]) * sum_[d] * p_.alpha;
-      total += here;
-      dscale[d] = static_cast<float>(here);
-    }
-    if (p_.scale_size == 1) dscale[0] = static_cast<float>(total);
-    narrow(dscale, p_.scale_size, p_.dscale);
+    for (int64_t d = 0; d < p_.D; ++d) total += dscale_[d];
+    narrow(p_.scale_size, p_.dscale, [&](int64_t d) { return p_.alpha * (p_.scale_size == 1 ? total : dscale_[d]); });
   }
 
   const BackwardParams& p_;
-  const bool need_dz_, need_h_, need_sum_;
+  const bool need_dz_, need_h_;
   const Blocks blocks_;
   const int64_t group_;  // blocks that share the paired buffers
   const int64_t lines_d_, lines_h_, panels_d_, panels_h_, ld_d_, ld_h_;
   int64_t first_block_ = 0, group_now_ = 0;
   Method method_ = nullptr;
-  Unit *w1_back_, *w2_back_, *w1_, *x_, *dy_, *dz_, *h_;
-  float *dw1_, *g_, *b1_, *scale_, *db1_, *sum_, *db1_parts_, *sum_parts_;
-  double* dscale_;
+  Unit *w1_back_, *w2_back_, *w1_, *w2_, *x_, *dy_, *dz_, *h_;
+  float *dw1_, *g_, *b1_, *b2_, *scale_, *db1_parts_, *db2_parts_, *dscale_parts_;
+  double *db1_, *db2_, *dscale_;
 };
 
 }  // namespace aim_fast::AIM_FAST_ISA

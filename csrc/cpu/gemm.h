@@ -1,7 +1,7 @@
 // The inner products: register tiles of kMR rows by kNR columns over operands packed in 32-bit units.
 //
 // A unit is one float, or two bfloat16 that follow each other along the summed dimension: with it both operand types have
-// the same layouts. kUnits units of one row make a line of 64 bytes.
+// the same layouts. kUnits units of one row make a line: 64 bytes, less with short vectors.
 //
 //   lines   [tile][line][kMR][kUnits]   left operand of a product along columns: one pointer, constant displacements
 //   panel   [unit][kNR]                 right operand: kNR columns, the summed dimension outermost
@@ -21,7 +21,7 @@ constexpr int kMR = 6;  // 12 of 16
 #endif
 constexpr int kStep = kMR / 3;  // tiles come with 1, 2 or 3 times as many rows
 constexpr int kNR = 2 * kLanes;
-constexpr int kUnits = 16;
+constexpr int kUnits = least(16, kNR);  // no more than a panel, so that whole panels fill whole lines
 
 struct FloatOperand {
   using Unit = float;

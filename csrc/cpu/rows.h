@@ -6,10 +6,7 @@
 namespace aim_fast::AIM_FAST_ISA {
 
 // Largest block: its lines stay in the second-level cache while every panel passes over them.
-#ifndef KMB
-#define KMB 120
-#endif
-constexpr int64_t kMaxBlockRows = KMB;
+constexpr int64_t kMaxBlockRows = 120;
 static_assert(kMaxBlockRows % kMR == 0);
 
 struct Blocks {

@@ -1,0 +1,136 @@
+"""Shows that the suite catches faults: plants those of mutations.py one by one in a copy of the tree, and runs its tests.
+
+    python tests/mutate.py              all of them
+    python tests/mutate.py NAME ...     those whose names contain one of the words
+    python tests/mutate.py --list
+
+Each has to be caught: the tests it names pass without it and fail with it. Exits 1 when one is missed, when its text is
+not found exactly once, or when it does not compile. The tree itself is never touched.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from mutations import MUTATIONS, Mutation
+
+ROOT = Path(__file__).resolve().parent.parent
+LEFT_OUT = shutil.ignore_patterns(".*", "build", "__pycache__", "*.so", "*.egg-info", "results")
+SECONDS = 600  # for one build or one run of tests
+
+
+class CannotPlantError(Exception):
+    """The mutation says nothing about the tests: it does not fit the code, or does not compile."""
+
+
+def run(command: list[str], tree: Path) -> subprocess.CompletedProcess[str]:
+    """command in the copy, which comes first on the path of Python; nothing compiled is kept, so that no change is missed."""
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("AIM_FAST_")}
+    environment |= {"PYTHONPATH": str(tree), "PYTHONDONTWRITEBYTECODE": "1", "AIM_FAST_BUILD": "require"}
+    environment["CXXFLAGS"] = "-O1 -fexpensive-optimizations -w"  # quick to compile, yet with fused multiply-adds
+    return subprocess.run(
+        command, cwd=tree, env=environment, timeout=SECONDS, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+    )
+
+
+def build(tree: Path) -> None:
+    done = run([sys.executable, "setup.py", "-q", "build_ext", "--inplace"], tree)
+    if done.returncode:
+        raise CannotPlantError(f"does not compile:\n{done.stdout[-3000:]}")
+
+
+def failing_test(tests: tuple[str, ...], tree: Path) -> str | None:
+    """The first test that fails, "crash" or "hang"; None if all pass."""
+    command = [sys.executable, "-m", "pytest", "-x", "-q", "--tb=no", "-p", "no:cacheprovider", *tests]
+    try:
+        done = run(command, tree)
+    except subprocess.TimeoutExpired:
+        return "hang"
+    if done.returncode == 0:
+        return None
+    if done.returncode < 0:
+        return "crash"
+    found = re.search(r"^(?:FAILED|ERROR) (.+?)(?: - |$)", done.stdout, re.MULTILINE)
+    if done.returncode != 1 or not found:
+        raise CannotPlantError(f"pytest {' '.join(tests)} did not run:\n{done.stdout[-3000:]}")
+    return found[1]
+
+
+def plant(mutation: Mutation, tree: Path) -> str | None:
+    """What failing_test says with the mutation in the copy, which is as before afterwards."""
+    file = tree / mutation.file
+    before = file.read_text()
+    count = before.count(mutation.old)
+    if count != 1:
+        raise CannotPlantError(f"its text is found {count} times in {mutation.file}, not once")
+    file.write_text(before.replace(mutation.old, mutation.new))
+    try:
+        if mutation.compiled:
+            build(tree)
+        return failing_test(mutation.tests, tree)
+    finally:
+        file.write_text(before)
+
+
+def has(tree: Path, instruction_set: str) -> bool:
+    code = "import torch, aim_fast; aim_fast.backends(); print(torch.ops.aim_fast.cpu_isas())"
+    return instruction_set in run([sys.executable, "-c", code], tree).stdout.strip().split(",")
+
+
+def check_unplanted(mutations: list[Mutation], tree: Path) -> None:
+    """The tests pass in the copy as it is, and it is the copy that they import."""
+    where = run([sys.executable, "-c", "import aim_fast; print(aim_fast.__file__)"], tree).stdout.strip()
+    if Path(where) != tree / "aim_fast" / "__init__.py":
+        raise SystemExit(f"the copy is not what is imported, but {where}")
+    for tests in dict.fromkeys(mutation.tests for mutation in mutations):
+        if failing := failing_test(tests, tree):
+            raise SystemExit(f"{' '.join(tests)} fails without any mutation: {failing}")
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("names", nargs="*", help="words that the names contain")
+    parser.add_argument("--list", action="store_true", help="list the mutations and stop")
+    arguments = parser.parse_args()
+    # Python's first: a mutation of the kernels leaves the library to be built again.
+    chosen = sorted(
+        (m for m in MUTATIONS if not arguments.names or any(word in m.name for word in arguments.names)),
+        key=lambda m: m.compiled,
+    )
+    if arguments.list or not chosen:
+        print("\n".join(f"{m.name:32} {m.file}" for m in chosen) or "no such mutation")
+        return not chosen
+    with tempfile.TemporaryDirectory() as folder:
+        tree = Path(folder).resolve() / "tree"
+        shutil.copytree(ROOT, tree, ignore=LEFT_OUT)
+        print(f"{len(chosen)} mutations; building the copy and running their tests without any", flush=True)
+        build(tree)
+        check_unplanted(chosen, tree)
+        bad = 0
+        for i, mutation in enumerate(chosen, 1):
+            start = time.monotonic()
+            if mutation.needs and not has(tree, mutation.needs):
+                verdict = f"skipped, this processor has no {mutation.needs}"
+            else:
+                try:
+                    by = plant(mutation, tree)
+                    verdict = f"caught by {by}" if by else "MISSED"
+                    bad += not by
+                except CannotPlantError as error:
+                    verdict = f"ERROR, {error}"
+                    bad += 1
+            print(f"{i:3}/{len(chosen)} {mutation.name:32} {time.monotonic() - start:5.1f} s  {verdict}", flush=True)
+    print(f"{len(chosen) - bad} of {len(chosen)} as they should be")
+    return 1 if bad else 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
