@@ -48,6 +48,11 @@ def _is_dense_rows(t: Tensor) -> bool:
     return t.shape[-1] == 1 or t.stride(-1) == 1
 
 
+def _nothing(dy: Tensor) -> Tensor:
+    """What comes back for a gradient that was not asked for."""
+    return dy.new_empty((0,), dtype=torch.float32)
+
+
 @torch.library.register_fake("aim_fast::adapter_forward", lib=_library)
 def _forward_fake(x, w1, b1, w2, b2, scale, row_scale, residual, activation, skip, alpha, dtype, keep_z):
     y = empty_like(x if residual is None else residual, reference.output_dtype(dtype, x, skip, residual))
@@ -57,13 +62,10 @@ def _forward_fake(x, w1, b1, w2, b2, scale, row_scale, residual, activation, ski
 
 @torch.library.register_fake("aim_fast::adapter_backward", lib=_library)
 def _backward_fake(dy, x, z, w1, b1, w2, b2, scale, row_scale, activation, skip, alpha, dtype, x_dtype, needs):
-    nothing = dy.new_empty((0,))
     wanted = [bool(needs >> i & 1) for i in range(len(NEEDS))]
-    dx = empty_like(dy, x_dtype) if wanted[0] else nothing.to(x_dtype)
-    parameters = (w1, b1, w2, b2, scale)
-    return dx, *(
-        torch.empty(p.shape, dtype=p.dtype, device=p.device) if want and p is not None else torch.empty_like(nothing)
-        for p, want in zip(parameters, wanted[1:], strict=True)
+    return empty_like(dy, x_dtype) if wanted[0] else _nothing(dy), *(
+        torch.empty(p.shape, dtype=p.dtype, device=p.device) if want and p is not None else _nothing(dy)
+        for p, want in zip((w1, b1, w2, b2, scale), wanted[1:], strict=True)
     )
 
 
@@ -78,9 +80,10 @@ def _backward_reference(dy, x, z, w1, b1, w2, b2, scale, row_scale, activation, 
     grads = reference.backward(
         dy, x, z, w1, b1, w2, b2, scale, row_scale, activation, skip, alpha, dtype, x_dtype, wanted
     )
-    results = [dy.new_empty((0,)) if g is None else g.contiguous() for g in grads[1:]]
-    dx = grads[0]
-    return dy.new_empty((0,), dtype=x_dtype) if dx is None else empty_like(dy, x_dtype).copy_(dx), *results
+    results = [_nothing(dy) if g is None else g.contiguous() for g in grads]
+    if wanted[0]:
+        results[0] = empty_like(dy, x_dtype).copy_(results[0])
+    return tuple(results)
 
 
 _library.impl("adapter_forward", _forward_reference, "CompositeExplicitAutograd")

@@ -167,8 +167,9 @@ def backward(
     """
     need_x, need_w1, need_b1, need_w2, need_b2, need_scale = needs
     width = w1.shape[1]
-    if z is None:
-        assert x is not None, "backward needs x or z"
+    if z is None and (need_x or need_w1 or need_b1 or need_w2 or need_scale):
+        if x is None:
+            raise ValueError("adapter: neither x nor z was kept; the backward needs one of them")
         z = preactivation(x, w1, b1, dtype)
     rows = dy.reshape(-1, width).to(dtype) * alpha  # [M, D]
     if row_scale is not None:

@@ -272,7 +272,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> backward_cpu(
     return t;
   };
   const Dtype dx_dtype = dtype_of(x_dtype, "x");
-  Tensor dx = needs & 1 ? empty_like(dy, dx_dtype) : empty({0}, dx_dtype);
+  Tensor dx = needs & 1 ? empty_like(dy, dx_dtype) : empty({0}, Dtype::kFloat32);
   if (needs & 1) p.dx = rows_of(dx, 1, "dx");
   Tensor dw1 = result(1, p.w1, {p.H, p.D}, p.dw1);
   Tensor db1 = result(2, p.b1, {p.H}, p.db1);
