@@ -3,12 +3,10 @@
 y = scale * row_scale * f(x) [+ x] [+ residual],  f(x) = act(x @ w1.T + b1) @ w2.T + b2
 """
 
-from aim_fast.dispatch import Backend, Explanation, backends, load_library, use_backend
+from aim_fast.dispatch import Backend, Explanation, backends, use_backend
 from aim_fast.functional import adapter, explain
 from aim_fast.module import Adapter, QuickGELU, SAdapter2, T_Adapter, init_adapters
 from aim_fast.reference import ACTIVATIONS
-
-load_library()
 
 __version__ = "0.1.0"
 __all__ = [

@@ -20,7 +20,8 @@ def _tensor(name: str, value: object) -> None:
 def _dtype(name: str, value: Tensor) -> None:
     if value.dtype not in DTYPES:
         raise TypeError(
-            f"adapter: {name} is {value.dtype}; expected float32, bfloat16, float16 or float64; convert it with {name}.to(...)"
+            f"adapter: {name} is {value.dtype}; expected float32, bfloat16, float16 or float64; "
+            f"convert it with {name}.to(...)"
         )
 
 
@@ -63,7 +64,8 @@ def check_arguments(
         _dtype(name, value)
         if value.device != x.device:
             raise ValueError(
-                f"adapter: {name} is on {value.device} but x is on {x.device}; expected one device; move it with .to(x.device)"
+                f"adapter: {name} is on {value.device} but x is on {x.device}; expected one device; "
+                "move it with .to(x.device)"
             )
 
     if activation not in ACTIVATIONS:

@@ -12,7 +12,6 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 
 import torch
@@ -76,17 +75,14 @@ def library_path() -> Path:
     return Path(os.environ.get("AIM_FAST_LIBRARY") or _HERE / "libaim_fast.so")
 
 
-@cache
-def load_library() -> str:
-    """Load the compiled library once. Returns why it is not there, with the remedy, or an empty string."""
+def _load_library() -> str:
+    """Load the compiled library. Returns why it is not there, with the remedy, or an empty string."""
     path = library_path()
     if not path.exists():
         info = _HERE / "_build_info.json"
         reason = json.loads(info.read_text()).get("reason", "") if info.exists() else ""
-        why = f": {reason}" if reason else ""
-        return (
-            f"the compiled library is not built{why}; install a C++ compiler and torch >= 2.10, then reinstall aim_fast"
-        )
+        remedy = "install a C++ compiler and torch >= 2.10, then reinstall aim_fast"
+        return f"the compiled library is not built: {reason or remedy}"
     try:
         torch.ops.load_library(str(path))
     except OSError as error:
@@ -104,8 +100,9 @@ def _no_transform(call: Call) -> bool:
     return not torch._C._are_functorch_transforms_active() and torch.autograd.forward_ad._current_level < 0
 
 
-_TABLE: tuple[Callable[[], Backend], ...] = (
-    lambda: Backend(
+# In order of preference; the last row takes every call. Filled at import: what torch.compile traces only reads it.
+_TABLE = (
+    Backend(
         "cpu",
         "fused C++ kernel for CPU tensors",
         (
@@ -114,18 +111,18 @@ _TABLE: tuple[Callable[[], Backend], ...] = (
                 "cpu: takes float32, bfloat16 and float16 only",
                 lambda c: all(t.dtype in _HALF_OR_FLOAT for t in c.tensors.values()) and c.dtype in _HALF_OR_FLOAT,
             ),
+            Limit("cpu: takes at most 8 leading dimensions", lambda c: c.tensors["x"].dim() <= 9),
             Limit("cpu: not under torch.func transforms or forward-mode AD", _no_transform),
         ),
-        load_library(),
+        _load_library(),
     ),
-    lambda: Backend("eager", "the PyTorch composition, any device and dtype", ()),
+    Backend("eager", "the PyTorch composition, any device and dtype", ()),
 )
 
 
-@cache
 def backends() -> tuple[Backend, ...]:
     """The rows of the table in order of preference; the last one, eager, takes every call."""
-    return tuple(row() for row in _TABLE)
+    return _TABLE
 
 
 class _Forced(threading.local):

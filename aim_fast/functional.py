@@ -41,8 +41,8 @@ def adapter(
         else the promotion of x and the weights; y has it, promoted with x's under skip and with the residual's. Sums
         are fp32 (float64 for float64); rounding happens twice: the hidden activation and y.
 
-    Gradients flow to x, the weights and biases, residual and a tensor scale, each computed only when asked for. Kept for
-    the backward are x and the pre-activation z [M, H] at most. Gradients of any order and torch.func work.
+    Gradients flow to x, the weights and biases, residual and a tensor scale, each computed only when asked for. Kept
+    for the backward are x and the pre-activation z [M, H] at most. Gradients of any order and torch.func work.
 
     Raises:
         TypeError, ValueError: an argument does not fit; the text says which, what is needed and the remedy.
@@ -54,7 +54,7 @@ def adapter(
     alpha, scale_tensor = (1.0, scale) if isinstance(scale, Tensor) else (float(scale), None)
     choice = dispatch.select(x, w1, b1, w2, b2, scale_tensor, row_scale, residual, skip, dtype)
     if choice.backend == "eager":
-        y = reference.composition(
+        return reference.composition(
             x,
             w1,
             b1,
@@ -67,7 +67,6 @@ def adapter(
             residual=residual,
             dtype=dtype,
         )
-        return y
     if x.stride(-1) != 1 and x.shape[-1] != 1:
         x = x.contiguous()
     if residual is not None and residual.stride(-1) != 1 and residual.shape[-1] != 1:
@@ -100,10 +99,12 @@ def explain(
 
 
 def compute_dtype(x: Tensor, w1: Tensor, b1: Tensor | None, w2: Tensor, b2: Tensor | None) -> torch.dtype:
-    """The dtype of the products: autocast's when it is on (float64 is left alone, as by nn.Linear), else the promotion."""
+    """The dtype of the products: autocast's when it is on, else the promotion; float64 stays, as in nn.Linear."""
     dtype = reference.promoted(x, w1, b1, w2, b2)
     device = x.device.type
-    if dtype is not torch.float64 and torch.is_autocast_enabled(device):
+    if dtype is torch.float64 or not torch.amp.is_autocast_available(device):
+        return dtype
+    if torch.is_autocast_enabled(device):
         return torch.get_autocast_dtype(device)
     return dtype
 
@@ -124,7 +125,10 @@ class _Adapter(torch.autograd.Function):
         through_z = any(ctx.needs_input_grad[i] for i in (0, 1, 2, 3, 5))
         keep_z = through_z and not recompute
         keep_x = ctx.needs_input_grad[1] or (through_z and recompute)
-        ctx.save_for_backward(x if keep_x else None, output[1] if keep_z else None, w1, b1, w2, b2, scale, row_scale)
+        # Eager's linear keeps x as it multiplies it, so the narrower of the two dtypes.
+        narrow = keep_x and not recompute and dtype.itemsize < x.dtype.itemsize
+        kept = x.to(dtype) if narrow else x if keep_x else None
+        ctx.save_for_backward(kept, output[1] if keep_z else None, w1, b1, w2, b2, scale, row_scale)
         ctx.call = (activation, skip, alpha, dtype, x.dtype)
         ctx.residual_dtype = None if residual is None else residual.dtype
         ctx.y_shape = output[0].shape
@@ -138,10 +142,11 @@ class _Adapter(torch.autograd.Function):
         tensors = (x, z, w1, b1, w2, b2, scale, row_scale)
         wanted = ctx.needs_input_grad[:6]  # x, w1, b1, w2, b2, scale
         dresidual = dy.to(ctx.residual_dtype) if ctx.needs_input_grad[7] and dy is not None else None
-        grads = [None] * 6
+        grads: list[Tensor | None] = [None] * 6
         if dz is not None or (torch.is_grad_enabled() and not torch.compiler.is_compiling()):
             dy = w1.new_zeros(ctx.y_shape) if dy is None else dy
-            grads = reference.backward(dy, *tensors, *ctx.call, wanted, dz)
+            with reference.no_autocast(dy.device.type):
+                grads = reference.backward(dy, *tensors, *ctx.call, needs=wanted, dz=dz)
         elif any(wanted):
             needs = sum(1 << i for i, want in enumerate(wanted) if want)
             if dy.stride(-1) != 1 and dy.shape[-1] != 1:

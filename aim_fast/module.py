@@ -36,7 +36,7 @@ def activation_name(act: nn.Module) -> str | None:
     Only exact classes count, since a subclass may compute anything; so do hooks, which make a module its own. Most code
     bases define a QuickGELU of their own: such a class is known once an instance without state computes the same.
     """
-    if _has_hooks(act):
+    if _has_hooks(act) or "forward" in act.__dict__:
         return None
     kind = type(act)
     if kind is nn.GELU:
@@ -181,8 +181,8 @@ def init_adapters(model: nn.Module) -> None:
             if module.bias is not None:
                 module.bias.zero_()
     for name, module in model.named_modules():
-        if isinstance(module, nn.Linear) and name.rsplit(".", 1)[-1] == "D_fc2":
-            if any(key in name for key in ("S_Adapter", "T_Adapter", "MLP_Adapter")):
-                module.weight.zero_()
-                if module.bias is not None:
-                    module.bias.zero_()
+        starts_at_zero = any(key in name for key in ("S_Adapter", "T_Adapter", "MLP_Adapter"))
+        if starts_at_zero and isinstance(module, nn.Linear) and name.rsplit(".", 1)[-1] == "D_fc2":
+            module.weight.zero_()
+            if module.bias is not None:
+                module.bias.zero_()

@@ -38,7 +38,7 @@ def empty_like(t: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def _is_dense_rows(t: Tensor) -> bool:
-    """Whether t is a permutation of the leading dims of a contiguous tensor. The kernels lay results out by this rule."""
+    """Whether t permutes the leading dims of a contiguous tensor. The kernels lay results out by this rule."""
     expected = 1
     for stride, size in sorted(zip(t.stride(), t.shape, strict=True)):
         if size != 1:

@@ -1,4 +1,4 @@
-"""The operator in plain PyTorch, any dtype and device: the truth when run in float64, and the fallback of every backend.
+"""The operator in plain PyTorch, any dtype and device: the truth in float64, and the fallback of every backend.
 
 y = scale * row_scale * f(x) [+ x] [+ residual],  f(x) = act(x @ w1.T + b1) @ w2.T + b2
 
@@ -8,6 +8,7 @@ Source: Adapter of AIM, "Adapting Image Models for Efficient Video Action Recogn
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -73,6 +74,11 @@ def output_dtype(dtype: torch.dtype, x: Tensor, skip: bool, residual: Tensor | N
     return dtype
 
 
+def no_autocast(device: str) -> AbstractContextManager[object]:
+    """Autocast off for a device type; a device that has none, such as meta, is left alone."""
+    return torch.autocast(device, enabled=False) if torch.amp.is_autocast_available(device) else nullcontext()
+
+
 def composition(
     x: Tensor,
     w1: Tensor,
@@ -92,7 +98,7 @@ def composition(
     `dtype` is the compute dtype (default: the promotion of x and the weights). Every step rounds to it.
     """
     dtype = dtype or promoted(x, w1, b1, w2, b2)
-    with torch.autocast(x.device.type, enabled=False):
+    with no_autocast(x.device.type):
         z = F.linear(x.to(dtype), w1.to(dtype), None if b1 is None else b1.to(dtype))
         y = F.linear(activate(z, activation), w2.to(dtype), None if b2 is None else b2.to(dtype))
         if isinstance(scale, Tensor):
@@ -162,15 +168,17 @@ def backward(
 ) -> list[Tensor | None]:
     """Gradients [dx, dw1, db1, dw2, db2, dscale] by explicit formulas, None where `needs` is false.
 
-    z is [M, H] in the compute dtype, or None: then x gives it again. x may be None when z is given and dw1 is not needed.
+    z is [M, H] in the compute dtype, or None: then x gives it again. x may be None when z is given and dw1 not needed.
     Every step is differentiable, so that this serves double backward; dz is the gradient that then arrives at z.
     """
     need_x, need_w1, need_b1, need_w2, need_b2, need_scale = needs
     width = w1.shape[1]
-    if z is None and (need_x or need_w1 or need_b1 or need_w2 or need_scale):
-        if x is None:
-            raise ValueError("adapter: neither x nor z was kept; the backward needs one of them")
+    if z is None and x is not None:
         z = preactivation(x, w1, b1, dtype)
+    elif z is None:
+        if any((need_x, need_w1, need_b1, need_w2, need_scale)):
+            raise ValueError("adapter: neither x nor z was kept; the backward needs one of them")
+        z = dy.new_empty((0, w1.shape[0]), dtype=dtype)  # db2 alone does without
     rows = dy.reshape(-1, width).to(dtype) * alpha  # [M, D]
     if row_scale is not None:
         rows = rows * row_scale.to(dtype).expand(dy.shape[:-1]).reshape(-1, 1)
@@ -195,7 +203,8 @@ def backward(
             dx = (dz @ w1.to(dtype)).view(dy.shape)
             grads[0] = (dx + dy if skip else dx).to(x_dtype)
         if need_w1:
-            assert x is not None, "dw1 needs x"
+            if x is None:
+                raise ValueError("adapter: x was not kept; dw1 needs it")
             grads[1] = (dz.t() @ x.reshape(-1, width).to(dtype)).to(w1.dtype)
         if need_b1 and b1 is not None:
             grads[2] = dz.sum(0).to(b1.dtype)

@@ -28,7 +28,8 @@ using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 using OptionalTensor = std::optional<Tensor>;
 
-const char* const kActivations[] = {"gelu", "gelu_tanh", "quick_gelu", "relu", "silu", "tanh", "leaky_relu", "identity"};
+const char* const kActivations[] = {"gelu", "gelu_tanh", "quick_gelu", "relu",
+                                    "silu", "tanh",      "leaky_relu", "identity"};
 
 Activation activation_of(const std::string& name) {
   int i = 0;
@@ -41,17 +42,22 @@ Activation activation_of(const std::string& name) {
 
 Dtype dtype_of(ScalarType type, const char* name) {
   switch (type) {
-    case ScalarType::Float: return Dtype::kFloat32;
-    case ScalarType::BFloat16: return Dtype::kBFloat16;
-    case ScalarType::Half: return Dtype::kFloat16;
-    default: STD_TORCH_CHECK(false, "adapter: ", name, " has a dtype the CPU kernel does not take; expected float32, bfloat16 or float16");
+    case ScalarType::Float:
+      return Dtype::kFloat32;
+    case ScalarType::BFloat16:
+      return Dtype::kBFloat16;
+    case ScalarType::Half:
+      return Dtype::kFloat16;
+    default:
+      STD_TORCH_CHECK(false, "adapter: ", name,
+                      " has a dtype the CPU kernel does not take; expected float32, bfloat16 or float16");
   }
 }
 
 Dtype promote(Dtype a, Dtype b) { return a == b ? a : Dtype::kFloat32; }
 
 int32_t shim_dtype(Dtype dtype) {
-  return dtype == Dtype::kFloat32 ? aoti_torch_dtype_float32()
+  return dtype == Dtype::kFloat32    ? aoti_torch_dtype_float32()
          : dtype == Dtype::kBFloat16 ? aoti_torch_dtype_bfloat16()
                                      : aoti_torch_dtype_float16();
 }
@@ -69,8 +75,9 @@ void advise_huge_pages([[maybe_unused]] void* data, [[maybe_unused]] size_t byte
 
 Tensor empty(const std::vector<int64_t>& sizes, const std::vector<int64_t>& strides, Dtype dtype) {
   AtenTensorHandle handle = nullptr;
-  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(static_cast<int64_t>(sizes.size()), sizes.data(), strides.data(),
-                                                         shim_dtype(dtype), aoti_torch_device_type_cpu(), 0, &handle));
+  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(static_cast<int64_t>(sizes.size()), sizes.data(),
+                                                         strides.data(), shim_dtype(dtype),
+                                                         aoti_torch_device_type_cpu(), 0, &handle));
   Tensor t(handle);
   advise_huge_pages(t.mutable_data_ptr(), t.numel() * element_size(dtype));
   return t;
@@ -142,7 +149,8 @@ class Arrays {
   Array take(const Tensor& t, int64_t numel, const char* name) {
     check_cpu(t, name);
     STD_TORCH_CHECK(t.numel() == numel, "adapter: ", name, " has ", t.numel(), " elements; expected ", numel);
-    if (t.is_contiguous()) return {static_cast<char*>(const_cast<void*>(t.const_data_ptr())), dtype_of(t.scalar_type(), name)};
+    if (t.is_contiguous())
+      return {static_cast<char*>(const_cast<void*>(t.const_data_ptr())), dtype_of(t.scalar_type(), name)};
     kept_.push_back(torch::stable::contiguous(t));
     return {static_cast<char*>(kept_.back().mutable_data_ptr()), dtype_of(t.scalar_type(), name)};
   }
@@ -167,10 +175,11 @@ void run_parallel(int64_t count, Task task, void* context) {
   });
 }
 
-void fill(Problem& p, Arrays& arrays, const Tensor& shaped, const Tensor& w1, const OptionalTensor& b1, const Tensor& w2,
-          const OptionalTensor& b2, const OptionalTensor& scale, const std::string& activation, bool skip, double alpha,
-          ScalarType dtype) {
-  STD_TORCH_CHECK(shaped.dim() >= 1 && w1.dim() == 2 && w2.dim() == 2, "adapter: expected x [..., D], w1 [H, D], w2 [D, H]");
+void fill(Problem& p, Arrays& arrays, const Tensor& shaped, const Tensor& w1, const OptionalTensor& b1,
+          const Tensor& w2, const OptionalTensor& b2, const OptionalTensor& scale, const std::string& activation,
+          bool skip, double alpha, ScalarType dtype) {
+  STD_TORCH_CHECK(shaped.dim() >= 1 && w1.dim() == 2 && w2.dim() == 2,
+                  "adapter: expected x [..., D], w1 [H, D], w2 [D, H]");
   p.D = shaped.size(shaped.dim() - 1);
   p.H = w1.size(0);
   STD_TORCH_CHECK(p.D >= 1 && p.H >= 1, "adapter: expected D >= 1 and H >= 1");
@@ -180,7 +189,8 @@ void fill(Problem& p, Arrays& arrays, const Tensor& shaped, const Tensor& w1, co
   p.b1 = arrays.take(b1, p.H, "b1");
   p.b2 = arrays.take(b2, p.D, "b2");
   p.scale_size = scale ? scale->numel() : 1;
-  STD_TORCH_CHECK(p.scale_size == 1 || p.scale_size == p.D, "adapter: scale has ", p.scale_size, " elements; expected 1 or D = ", p.D);
+  STD_TORCH_CHECK(p.scale_size == 1 || p.scale_size == p.D, "adapter: scale has ", p.scale_size,
+                  " elements; expected 1 or D = ", p.D);
   p.scale = arrays.take(scale, p.scale_size, "scale");
   p.alpha = static_cast<float>(alpha);
   p.activation = activation_of(activation);
@@ -209,7 +219,8 @@ Rows broadcast_rows(const OptionalTensor& t, const Tensor& like) {
       rows.stride[rows.ndim - 1] = stride;
       continue;
     }
-    STD_TORCH_CHECK(rows.ndim < kMaxLeadingDims, "adapter: row_scale has too many leading dimensions; use .contiguous()");
+    STD_TORCH_CHECK(rows.ndim < kMaxLeadingDims,
+                    "adapter: row_scale has too many leading dimensions; use .contiguous()");
     rows.size[rows.ndim] = size;
     rows.stride[rows.ndim++] = stride;
   }
@@ -225,9 +236,9 @@ void check_shape(const Tensor& t, const Tensor& like, const char* name) {
 Array array_of(Tensor& t, Dtype dtype) { return {static_cast<char*>(t.mutable_data_ptr()), dtype}; }
 
 std::tuple<Tensor, Tensor> forward_cpu(const Tensor& x, const Tensor& w1, const OptionalTensor& b1, const Tensor& w2,
-                                       const OptionalTensor& b2, const OptionalTensor& scale, const OptionalTensor& row_scale,
-                                       const OptionalTensor& residual, std::string activation, bool skip, double alpha,
-                                       ScalarType dtype, bool keep_z) {
+                                       const OptionalTensor& b2, const OptionalTensor& scale,
+                                       const OptionalTensor& row_scale, const OptionalTensor& residual,
+                                       std::string activation, bool skip, double alpha, ScalarType dtype, bool keep_z) {
   ForwardParams p;
   Arrays arrays;
   fill(p, arrays, x, w1, b1, w2, b2, scale, activation, skip, alpha, dtype);
@@ -249,9 +260,9 @@ std::tuple<Tensor, Tensor> forward_cpu(const Tensor& x, const Tensor& w1, const 
 }
 
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> backward_cpu(
-    const Tensor& dy, const OptionalTensor& x, const OptionalTensor& z, const Tensor& w1, const OptionalTensor& b1, const Tensor& w2,
-    const OptionalTensor& b2, const OptionalTensor& scale, const OptionalTensor& row_scale, std::string activation, bool skip,
-    double alpha, ScalarType dtype, ScalarType x_dtype, int64_t needs) {
+    const Tensor& dy, const OptionalTensor& x, const OptionalTensor& z, const Tensor& w1, const OptionalTensor& b1,
+    const Tensor& w2, const OptionalTensor& b2, const OptionalTensor& scale, const OptionalTensor& row_scale,
+    std::string activation, bool skip, double alpha, ScalarType dtype, ScalarType x_dtype, int64_t needs) {
   BackwardParams p;
   Arrays arrays;
   fill(p, arrays, dy, w1, b1, w2, b2, scale, activation, skip, alpha, dtype);
@@ -304,7 +315,8 @@ std::string set_isa(std::string name) {
 // GFLOP/s of register-only multiply-adds of a dtype's products on `threads` threads during about `seconds`.
 double peak(std::string dtype, int64_t threads, double seconds) {
   using Clock = std::chrono::steady_clock;
-  STD_TORCH_CHECK(dtype == "float32" || dtype == "bfloat16", "cpu_peak: dtype is '", dtype, "'; expected float32 or bfloat16");
+  STD_TORCH_CHECK(dtype == "float32" || dtype == "bfloat16", "cpu_peak: dtype is '", dtype,
+                  "'; expected float32 or bfloat16");
   const Dtype kind = dtype == "bfloat16" ? Dtype::kBFloat16 : Dtype::kFloat32;
   std::atomic<int64_t> flop{0};
   const auto start = Clock::now();

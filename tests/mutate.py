@@ -1,4 +1,4 @@
-"""Shows that the suite catches faults: plants those of mutations.py one by one in a copy of the tree, and runs its tests.
+"""Shows that the suite catches faults: plants those of mutations.py one by one in a copy and runs its tests.
 
     python tests/mutate.py              all of them
     python tests/mutate.py NAME ...     those whose names contain one of the words
@@ -32,7 +32,7 @@ class CannotPlantError(Exception):
 
 
 def run(command: list[str], tree: Path) -> subprocess.CompletedProcess[str]:
-    """command in the copy, which comes first on the path of Python; nothing compiled is kept, so that no change is missed."""
+    """command in the copy, first on the path of Python; nothing compiled is kept, so that no change is missed."""
     environment = {name: value for name, value in os.environ.items() if not name.startswith("AIM_FAST_")}
     environment |= {"PYTHONPATH": str(tree), "PYTHONDONTWRITEBYTECODE": "1", "AIM_FAST_BUILD": "require"}
     environment["CXXFLAGS"] = "-O1 -fexpensive-optimizations -w"  # quick to compile, yet with fused multiply-adds

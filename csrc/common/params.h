@@ -71,9 +71,9 @@ struct ForwardParams : Problem {
 
 struct BackwardParams : Problem {
   Rows dy, x;
-  Array z;                    // absent: x gives it again
-  Rows dx;                    // each result absent where nobody asked for it
-  Array dw1, db1, dw2, db2;   // in the dtypes of their parameters
+  Array z;                   // absent: x gives it again
+  Rows dx;                   // each result absent where nobody asked for it
+  Array dw1, db1, dw2, db2;  // in the dtypes of their parameters
   Array dscale;
 };
 

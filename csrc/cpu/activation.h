@@ -155,14 +155,22 @@ AIM_FAST_INLINE Float backward<Relu>(Float z, Float dh, Float& h) {
 template <class F>
 AIM_FAST_INLINE void with_activation(Activation activation, F&& f) {
   switch (activation) {
-    case Activation::kGelu: return f(Gelu{});
-    case Activation::kGeluTanh: return f(GeluTanh{});
-    case Activation::kQuickGelu: return f(QuickGelu{});
-    case Activation::kRelu: return f(Relu{});
-    case Activation::kSilu: return f(Silu{});
-    case Activation::kTanh: return f(Tanh{});
-    case Activation::kLeakyRelu: return f(LeakyRelu{});
-    case Activation::kIdentity: return f(Identity{});
+    case Activation::kGelu:
+      return f(Gelu{});
+    case Activation::kGeluTanh:
+      return f(GeluTanh{});
+    case Activation::kQuickGelu:
+      return f(QuickGelu{});
+    case Activation::kRelu:
+      return f(Relu{});
+    case Activation::kSilu:
+      return f(Silu{});
+    case Activation::kTanh:
+      return f(Tanh{});
+    case Activation::kLeakyRelu:
+      return f(LeakyRelu{});
+    case Activation::kIdentity:
+      return f(Identity{});
   }
 }
 

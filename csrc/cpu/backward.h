@@ -12,11 +12,10 @@
 //              dy, x, dz and h also paired along the rows; partial sums for the biases
 //           2. a thread owns a panel of kNR columns of dw1 or G and adds the group's rows to it, block by block
 //           then the sums are scaled, transposed and rounded into the results
-// Order     sums over rows: within a block in registers, then block after block. No atomics; the threads only choose who.
-// Memory    scratch: packed weights, dw1 and G in fp32, a group of paired rows; a block of lines a thread
-// Work      8 M D H FLOP for all gradients, 2 M D H more when z is computed again
-// Rounding  operands of the products to bf16 where the products are in bf16; results once
-// Source    Adapter of AIM (Yang et al., ICLR 2023)
+// Order     sums over rows: within a block in registers, then block after block. No atomics; the threads only choose
+// who. Memory    scratch: packed weights, dw1 and G in fp32, a group of paired rows; a block of lines a thread Work 8 M
+// D H FLOP for all gradients, 2 M D H more when z is computed again Rounding  operands of the products to bf16 where
+// the products are in bf16; results once Source    Adapter of AIM (Yang et al., ICLR 2023)
 #pragma once
 
 #include "activation.h"
@@ -248,8 +247,8 @@ class Backward {
   }
 
   // c: dh becomes dz; h: row_scale * act(z). Columns beyond H and an odd row after the last become zero.
-  void hidden(char* const* z_rows, Dtype z_dtype, const float* factors, int64_t rows, int64_t n, int64_t columns, float* c,
-              float* h) {
+  void hidden(char* const* z_rows, Dtype z_dtype, const float* factors, int64_t rows, int64_t n, int64_t columns,
+              float* c, float* h) {
     alignas(64) float z[kMR * kNR];
     for (int64_t i = 0; i < rows * kNR; i += kLanes) store_vector(z + i, Float{});
     add_rows(z, z_rows, rows, n, columns, z_dtype);

@@ -76,9 +76,12 @@ struct Float16 {
 template <class F>
 AIM_FAST_INLINE void with_dtype(Dtype dtype, F&& f) {
   switch (dtype) {
-    case Dtype::kFloat32: return f(Float32{});
-    case Dtype::kBFloat16: return f(BFloat16{});
-    case Dtype::kFloat16: return f(Float16{});
+    case Dtype::kFloat32:
+      return f(Float32{});
+    case Dtype::kBFloat16:
+      return f(BFloat16{});
+    case Dtype::kFloat16:
+      return f(Float16{});
   }
 }
 

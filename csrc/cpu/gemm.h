@@ -1,7 +1,7 @@
 // The inner products: register tiles of kMR rows by kNR columns over operands packed in 32-bit units.
 //
-// A unit is one float, or two bfloat16 that follow each other along the summed dimension: with it both operand types have
-// the same layouts. kUnits units of one row make a line: 64 bytes, less with short vectors.
+// A unit is one float, or two bfloat16 that follow each other along the summed dimension: with it both operand types
+// have the same layouts. kUnits units of one row make a line: 64 bytes, less with short vectors.
 //
 //   lines   [tile][line][kMR][kUnits]   left operand of a product along columns: one pointer, constant displacements
 //   panel   [unit][kNR]                 right operand: kNR columns, the summed dimension outermost
@@ -32,7 +32,8 @@ struct FloatOperand {
   static AIM_FAST_INLINE Vec broadcast(const Unit* p) { return splat(*p); }
   static AIM_FAST_INLINE Float multiply_add(Float sum, Vec a, Vec b) { return a * b + sum; }
 
-  // kLanes units: from floats of one row, from a row as stored, from one column each of a pair of rows (here the first).
+  // kLanes units: from floats of one row, from a row as stored, from one column each of a pair of rows (here the
+  // first).
   static AIM_FAST_INLINE Vec from_floats(const float* p) { return load_vector<Vec>(p); }
   template <class S>
   static AIM_FAST_INLINE Vec from_row(const typename S::Element* p, Dtype round_to) {
@@ -109,7 +110,8 @@ void tile_columns(int64_t lines, const typename Op::Unit* a, const typename Op::
 
 // c [R, kNR] += a^T b over units of rows: a, b paired with row strides lda, ldb in units.
 template <class Op, int R>
-void tile_rows(int64_t units, const typename Op::Unit* a, int64_t lda, const typename Op::Unit* b, int64_t ldb, float* c) {
+void tile_rows(int64_t units, const typename Op::Unit* a, int64_t lda, const typename Op::Unit* b, int64_t ldb,
+               float* c) {
   using Vec = typename Op::Vec;
   Float sum[R][2] = {};
 #pragma GCC unroll 4
@@ -147,9 +149,9 @@ constexpr int64_t lines_of(int64_t n) {
   return ceil_div(round_up(n, kNR), Op::kPerLine);
 }
 
-// For every panel of N columns and every tile of the rows: c = a b, then epilogue(first row, rows, first column, columns, c).
-// Meanwhile ask(row, first column) asks for the memory of each row that the epilogue will touch, spread over the product:
-// all at once they would fill the processor's queue of misses and stall it.
+// For every panel of N columns and every tile of the rows: c = a b, then epilogue(first row, rows, first column,
+// columns, c). Meanwhile ask(row, first column) asks for the memory of each row that the epilogue will touch, spread
+// over the product: all at once they would fill the processor's queue of misses and stall it.
 template <class Op, class Ask, class Epilogue>
 AIM_FAST_INLINE void block_product(int64_t rows, int64_t N, int64_t lines, const typename Op::Unit* a,
                                    const typename Op::Unit* panels, const Ask& ask, const Epilogue& epilogue) {

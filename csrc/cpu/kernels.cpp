@@ -51,8 +51,9 @@ const Kernels* find(const char* name) {
     if (std::strcmp(available().names[i], name) == 0) return available().sets[i];
     all += std::string(i ? ", " : "") + available().names[i];
   }
-  throw std::invalid_argument(std::string("aim_fast: CPU instruction set is '") + name + "'; expected one that this processor runs: " +
-                              all + "; unset AIM_FAST_CPU_ISA for the best one");
+  throw std::invalid_argument(std::string("aim_fast: CPU instruction set is '") + name +
+                              "'; expected one that this processor runs: " + all +
+                              "; unset AIM_FAST_CPU_ISA for the best one");
 }
 
 std::atomic<const Kernels*>& current() {

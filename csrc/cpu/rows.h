@@ -10,7 +10,7 @@ constexpr int64_t kMaxBlockRows = 120;
 static_assert(kMaxBlockRows % kMR == 0);
 
 struct Blocks {
-  int64_t rows;   // of each block, a multiple of kMR
+  int64_t rows;  // of each block, a multiple of kMR
   int64_t count;
 };
 
@@ -44,7 +44,8 @@ inline void row_factors(const Rows& row_scale, float alpha, int64_t first, int64
   });
 }
 
-// Asks for columns [n, n + kNR) of a row. Between two visits of a row lies a whole row: too far for the hardware to guess.
+// Asks for columns [n, n + kNR) of a row. Between two visits of a row lies a whole row: too far for the hardware to
+// guess.
 template <int kWrite>
 AIM_FAST_INLINE void prefetch(const char* row, int64_t n, Dtype dtype) {
   const int64_t size = element_size(dtype);

@@ -1,4 +1,5 @@
-// Per-thread working memory that outlives a call: grown when a call needs more, so that a steady workload allocates nothing.
+// Per-thread working memory that outlives a call: grown when a call needs more, so that a steady workload allocates
+// nothing.
 #pragma once
 
 #include <cstddef>
