@@ -111,7 +111,6 @@ _TABLE = (
                 "cpu: takes float32, bfloat16 and float16 only",
                 lambda c: all(t.dtype in _HALF_OR_FLOAT for t in c.tensors.values()) and c.dtype in _HALF_OR_FLOAT,
             ),
-            Limit("cpu: takes at most 8 leading dimensions", lambda c: c.tensors["x"].dim() <= 9),
             Limit("cpu: not under torch.func transforms or forward-mode AD", _no_transform),
         ),
         _load_library(),

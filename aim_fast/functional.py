@@ -8,6 +8,8 @@ from torch import Tensor
 from aim_fast import dispatch, ops, reference
 from aim_fast.checks import check_arguments
 
+MAX_DIMS = 9  # of x, the last one included: as many as csrc/common/params.h holds
+
 
 def adapter(
     x: Tensor,
@@ -67,6 +69,8 @@ def adapter(
             residual=residual,
             dtype=dtype,
         )
+    if x.dim() > MAX_DIMS:
+        return _flattened(x, w1, b1, w2, b2, activation, skip, scale, row_scale, residual, recompute)
     if x.stride(-1) != 1 and x.shape[-1] != 1:
         x = x.contiguous()
     if residual is not None and residual.stride(-1) != 1 and residual.shape[-1] != 1:
@@ -74,7 +78,31 @@ def adapter(
     call = (activation, skip, alpha, dtype)
     if not torch.is_grad_enabled():
         return ops.adapter_forward(x, w1, b1, w2, b2, scale_tensor, row_scale, residual, *call, False)[0]
-    return _Adapter.apply(x, w1, b1, w2, b2, scale_tensor, row_scale, residual, *call, recompute)[0]
+    through_z = any(t is not None and t.requires_grad for t in (x, w1, b1, w2, scale_tensor))
+    keep_z = through_z and not recompute
+    keep_x = w1.requires_grad or (through_z and recompute)
+    # x as it is multiplied, and as eager keeps it, where that is narrower.
+    narrow = x.to(dtype) if keep_x and dtype.itemsize < x.dtype.itemsize else None
+    return _Adapter.apply(x, w1, b1, w2, b2, scale_tensor, row_scale, residual, narrow, *call, keep_x, keep_z)[0]
+
+
+def _flattened(x, w1, b1, w2, b2, activation, skip, scale, row_scale, residual, recompute):
+    """`adapter` over rows [M, D], copied where x or the residual have more dimensions than a kernel walks."""
+    leading = x.shape[:-1]
+    y = adapter(
+        x.reshape(-1, x.shape[-1]),
+        w1,
+        b1,
+        w2,
+        b2,
+        activation=activation,
+        skip=skip,
+        scale=scale,
+        row_scale=None if row_scale is None else row_scale.expand(leading).reshape(-1),
+        residual=None if residual is None else residual.reshape(-1, x.shape[-1]),
+        recompute=recompute,
+    )
+    return y.view(x.shape)
 
 
 def explain(
@@ -113,44 +141,41 @@ class _Adapter(torch.autograd.Function):
     """(y, z) of the forward op. z is differentiable too: that is how a second backward reaches x through it."""
 
     @staticmethod
-    def forward(x, w1, b1, w2, b2, scale, row_scale, residual, activation, skip, alpha, dtype, recompute):
-        keep_z = not recompute and any(t is not None and t.requires_grad for t in (x, w1, b1, w2, scale))
+    def forward(x, w1, b1, w2, b2, scale, row_scale, residual, narrow, activation, skip, alpha, dtype, keep_x, keep_z):
         return ops.adapter_forward(
             x, w1, b1, w2, b2, scale, row_scale, residual, activation, skip, alpha, dtype, keep_z
         )
 
     @staticmethod
     def setup_context(ctx, inputs, output):
-        x, w1, b1, w2, b2, scale, row_scale, residual, activation, skip, alpha, dtype, recompute = inputs
-        through_z = any(ctx.needs_input_grad[i] for i in (0, 1, 2, 3, 5))
-        keep_z = through_z and not recompute
-        keep_x = ctx.needs_input_grad[1] or (through_z and recompute)
-        # Eager's linear keeps x as it multiplies it, so the narrower of the two dtypes.
-        narrow = keep_x and not recompute and dtype.itemsize < x.dtype.itemsize
-        kept = x.to(dtype) if narrow else x if keep_x else None
-        ctx.save_for_backward(kept, output[1] if keep_z else None, w1, b1, w2, b2, scale, row_scale)
+        x, w1, b1, w2, b2, scale, row_scale, residual, narrow, activation, skip, alpha, dtype, keep_x, keep_z = inputs
+        y, z = output
+        kept = x if narrow is None else narrow
+        ctx.save_for_backward(kept if keep_x else None, z if keep_z else None, w1, b1, w2, b2, scale, row_scale)
         ctx.call = (activation, skip, alpha, dtype, x.dtype)
         ctx.residual_dtype = None if residual is None else residual.dtype
-        ctx.y_shape = output[0].shape
+        ctx.y_shape = y.shape
         ctx.set_materialize_grads(False)
 
     @staticmethod
     def backward(ctx, dy, dz):
         if dy is None and dz is None:
-            return (None,) * 13
+            return (None,) * 15
         x, z, w1, b1, w2, b2, scale, row_scale = ctx.saved_tensors
-        tensors = (x, z, w1, b1, w2, b2, scale, row_scale)
         wanted = ctx.needs_input_grad[:6]  # x, w1, b1, w2, b2, scale
         dresidual = dy.to(ctx.residual_dtype) if ctx.needs_input_grad[7] and dy is not None else None
         grads: list[Tensor | None] = [None] * 6
         if dz is not None or (torch.is_grad_enabled() and not torch.compiler.is_compiling()):
             dy = w1.new_zeros(ctx.y_shape) if dy is None else dy
+            activation, skip, alpha, dtype, x_dtype = ctx.call
             with reference.no_autocast(dy.device.type):
-                grads = reference.backward(dy, *tensors, *ctx.call, needs=wanted, dz=dz)
+                grads = reference.backward(
+                    dy, x, z, w1, b1, w2, b2, scale, row_scale, activation, skip, alpha, dtype, x_dtype, wanted, dz
+                )
         elif any(wanted):
             needs = sum(1 << i for i, want in enumerate(wanted) if want)
             if dy.stride(-1) != 1 and dy.shape[-1] != 1:
                 dy = dy.contiguous()
-            results = ops.adapter_backward(dy, *tensors, *ctx.call, needs)
+            results = ops.adapter_backward(dy, x, z, w1, b1, w2, b2, scale, row_scale, *ctx.call, needs)
             grads = [g if want else None for g, want in zip(results, wanted, strict=True)]
-        return *grads, None, dresidual, None, None, None, None, None
+        return *grads, None, dresidual, *(None,) * 7

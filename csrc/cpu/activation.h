@@ -50,7 +50,14 @@ struct Gelu {
     p = p * t + 0.240981934f;
     p = p * t + 0.230739988f;
     Float tail = density * (p * t);
-    Float law = select(z > 0.0f, 1.0f - tail, tail);
+    // Near zero the tail's rounding would show: the odd series of Phi - 1/2 there.
+    Float square = z * z;
+    Float near = -7.53028974e-6f * square + 1.13143602e-4f;
+    near = near * square - 1.18598466e-3f;
+    near = near * square + 9.97317091e-3f;
+    near = near * square - 6.64903323e-2f;
+    near = near * square + 0.398942279f;
+    Float law = select(square < 1.0f, near * z + 0.5f, select(z > 0.0f, 1.0f - tail, tail));
     derivative = z * density + law;
     return z * law;
   }
