@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NoReturn
 
 import torch
 from torch import Tensor
@@ -12,22 +13,19 @@ from aim_fast.reference import ACTIVATIONS
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 
-def _tensor(name: str, value: object) -> None:
+def _refuse(name: str, value: object, device: torch.device) -> NoReturn:
     if not isinstance(value, Tensor):
         raise TypeError(f"adapter: {name} is a {type(value).__name__}; expected a torch.Tensor")
-
-
-def _dtype(name: str, value: Tensor) -> None:
+    if value.layout is not torch.strided:
+        raise TypeError(f"adapter: {name} has layout {value.layout}; expected a dense tensor; use {name}.to_dense()")
     if value.dtype not in DTYPES:
         raise TypeError(
             f"adapter: {name} is {value.dtype}; expected float32, bfloat16, float16 or float64; "
             f"convert it with {name}.to(...)"
         )
-
-
-def _layout(name: str, value: Tensor) -> None:
-    if value.layout is not torch.strided:
-        raise TypeError(f"adapter: {name} has layout {value.layout}; expected a dense tensor; use {name}.to_dense()")
+    raise ValueError(
+        f"adapter: {name} is on {value.device} but x is on {device}; expected one device; move it with .to(x.device)"
+    )
 
 
 def _shape(name: str, value: Tensor, expected: Sequence[int], symbols: str, remedy: str) -> None:
@@ -58,15 +56,17 @@ def check_arguments(
         raise TypeError(
             f"adapter: scale is a {type(scale).__name__}; expected a float, or a tensor of shape [1] or [D]"
         )
+    if not isinstance(x, Tensor):
+        raise TypeError(f"adapter: x is a {type(x).__name__}; expected a torch.Tensor")
+    device = x.device
     for name, value in tensors.items():
-        _tensor(name, value)
-        _layout(name, value)
-        _dtype(name, value)
-        if value.device != x.device:
-            raise ValueError(
-                f"adapter: {name} is on {value.device} but x is on {x.device}; expected one device; "
-                "move it with .to(x.device)"
-            )
+        if (
+            not isinstance(value, Tensor)
+            or value.layout is not torch.strided
+            or value.dtype not in DTYPES
+            or value.device != device
+        ):
+            _refuse(name, value, device)
 
     if activation not in ACTIVATIONS:
         raise ValueError(f"adapter: activation is {activation!r}; expected one of {', '.join(ACTIVATIONS)}")

@@ -9,26 +9,23 @@ from __future__ import annotations
 import json
 import os
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from aim_fast import reference
-
 _HERE = Path(__file__).parent
 
 
-@dataclass(frozen=True)
-class Call:
-    """What a limit may look at: the tensors that are there, by name, and the dtypes of the call."""
+class Call(NamedTuple):
+    """What a limit may look at: the device, and the dtypes of the tensors and of the products."""
 
-    tensors: dict[str, Tensor]
-    dtype: torch.dtype
-    output_dtype: torch.dtype
+    device: str
+    dtypes: set[torch.dtype]
 
 
 @dataclass(frozen=True)
@@ -59,8 +56,7 @@ class Backend:
         return [limit.text for limit in self.limits if not limit.holds(call)]
 
 
-@dataclass(frozen=True)
-class Explanation:
+class Explanation(NamedTuple):
     """The backend that takes a call, and for each of the others why it does not."""
 
     backend: str
@@ -90,7 +86,7 @@ def _load_library() -> str:
     return ""
 
 
-_HALF_OR_FLOAT = (torch.float32, torch.bfloat16, torch.float16)
+_HALF_OR_FLOAT = {torch.float32, torch.bfloat16, torch.float16}
 
 
 def _no_transform(call: Call) -> bool:
@@ -106,11 +102,8 @@ _TABLE = (
         "cpu",
         "fused C++ kernel for CPU tensors",
         (
-            Limit("cpu: takes CPU tensors only", lambda c: all(t.device.type == "cpu" for t in c.tensors.values())),
-            Limit(
-                "cpu: takes float32, bfloat16 and float16 only",
-                lambda c: all(t.dtype in _HALF_OR_FLOAT for t in c.tensors.values()) and c.dtype in _HALF_OR_FLOAT,
-            ),
+            Limit("cpu: takes CPU tensors only", lambda call: call.device == "cpu"),
+            Limit("cpu: takes float32, bfloat16 and float16 only", lambda call: call.dtypes <= _HALF_OR_FLOAT),
             Limit("cpu: not under torch.func transforms or forward-mode AD", _no_transform),
         ),
         _load_library(),
@@ -151,34 +144,14 @@ def use_backend(name: str) -> Iterator[None]:
         _forced.name = before
 
 
-def select(
-    x: Tensor,
-    w1: Tensor,
-    b1: Tensor | None,
-    w2: Tensor,
-    b2: Tensor | None,
-    scale: Tensor | None,
-    row_scale: Tensor | None,
-    residual: Tensor | None,
-    skip: bool,
-    dtype: torch.dtype,
-) -> Explanation:
-    """The backend for a call with these tensors and compute dtype.
+def select(device: str, tensors: Iterable[Tensor | None], dtype: torch.dtype) -> Explanation:
+    """The backend for a call on this device with these tensors and this compute dtype.
 
     Raises ValueError when the forced backend is unknown, not available or cannot take the call.
     """
-    named = {
-        "x": x,
-        "w1": w1,
-        "b1": b1,
-        "w2": w2,
-        "b2": b2,
-        "scale": scale,
-        "row_scale": row_scale,
-        "residual": residual,
-    }
-    tensors = {name: t for name, t in named.items() if t is not None}
-    call = Call(tensors, dtype, reference.output_dtype(dtype, x, skip, residual))
+    dtypes = {t.dtype for t in tensors if t is not None}
+    dtypes.add(dtype)
+    call = Call(device, dtypes)
     forced = _forced.name
     reasons: list[str] = []
     if forced != "auto":

@@ -54,7 +54,7 @@ def adapter(
     check_arguments(x, w1, b1, w2, b2, activation, scale, row_scale, residual)
     dtype = compute_dtype(x, w1, b1, w2, b2)
     alpha, scale_tensor = (1.0, scale) if isinstance(scale, Tensor) else (float(scale), None)
-    choice = dispatch.select(x, w1, b1, w2, b2, scale_tensor, row_scale, residual, skip, dtype)
+    choice = dispatch.select(x.device.type, (x, w1, b1, w2, b2, scale_tensor, row_scale, residual), dtype)
     if choice.backend == "eager":
         return reference.composition(
             x,
@@ -123,7 +123,7 @@ def explain(
     check_arguments(x, w1, b1, w2, b2, activation, scale, row_scale, residual)
     scale_tensor = scale if isinstance(scale, Tensor) else None
     dtype = compute_dtype(x, w1, b1, w2, b2)
-    return dispatch.select(x, w1, b1, w2, b2, scale_tensor, row_scale, residual, skip, dtype)
+    return dispatch.select(x.device.type, (x, w1, b1, w2, b2, scale_tensor, row_scale, residual), dtype)
 
 
 def compute_dtype(x: Tensor, w1: Tensor, b1: Tensor | None, w2: Tensor, b2: Tensor | None) -> torch.dtype:
@@ -165,7 +165,8 @@ class _Adapter(torch.autograd.Function):
         wanted = ctx.needs_input_grad[:6]  # x, w1, b1, w2, b2, scale
         dresidual = dy.to(ctx.residual_dtype) if ctx.needs_input_grad[7] and dy is not None else None
         grads: list[Tensor | None] = [None] * 6
-        if dz is not None or (torch.is_grad_enabled() and not torch.compiler.is_compiling()):
+        # A compiled graph is differentiated once: no gradient reaches z there, though zeros may be given.
+        if (dz is not None or torch.is_grad_enabled()) and not torch.compiler.is_compiling():
             dy = w1.new_zeros(ctx.y_shape) if dy is None else dy
             activation, skip, alpha, dtype, x_dtype = ctx.call
             with reference.no_autocast(dy.device.type):

@@ -143,3 +143,18 @@ def test_backward_ignores_the_autocast_of_its_time(fused: None, create_graph: bo
     for name, *of_each in zip(leaves, *grads, strict=True):
         assert torch.equal(of_each[0], of_each[2]), name
         assert torch.equal(of_each[1], of_each[2]), name
+
+
+def test_double_backward_under_autocast(fused: None) -> None:
+    """A gradient penalty through the x that is kept in half: as near to float64 as eager's."""
+    tensors, _ = inputs(FP32, FP32, FP32)
+
+    def penalty(function: Callable[..., Tensor], dtype: torch.dtype) -> dict[str, Tensor]:
+        leaves: Tensors = {name: t.detach().to(dtype).requires_grad_() for name, t in tensors.items()}
+        y = function(**leaves, skip=True)
+        (dx,) = torch.autograd.grad(y.square().sum(), leaves["x"], create_graph=True)
+        grads = torch.autograd.grad(dx.square().sum(), list(leaves.values()))
+        return dict(zip(leaves, grads, strict=True))
+
+    eager, truth = penalty(under(BF16, users_code), FP32), penalty(users_code, FP64)
+    assert_judged(penalty(under(BF16, aim_fast.adapter), FP32), eager, truth)

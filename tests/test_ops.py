@@ -150,6 +150,17 @@ def test_only_what_is_needed(op: str, needs: int) -> None:
             assert some[i].shape == (0,), name
 
 
+@pytest.mark.parametrize("full", [True, False], ids=["full", "bare"])
+def test_kernel_and_fallback_agree(full: bool) -> None:
+    """Given the same arguments, alpha beside a tensor scale among them, which adapter() never passes together."""
+    for op, fallback, arguments in (
+        (forward, ops._forward_reference, forward_arguments(FP32, full=full)),
+        (backward, ops._backward_reference, backward_arguments(FP32, full=full)),
+    ):
+        for ours, theirs in zip(op(*arguments), fallback(*arguments), strict=True):
+            torch.testing.assert_close(ours, theirs)
+
+
 def test_z_only_when_kept() -> None:
     """No z in memory unless the backward will want it; y has the same bits."""
     *arguments, _ = forward_arguments(FP32, x_as=permuted)
