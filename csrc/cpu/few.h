@@ -1,0 +1,69 @@
+// Products of a few rows with a weight as it lies: nothing is packed, so that the weight is read once and no more.
+#pragma once
+
+#include "pack.h"
+
+namespace aim_fast::AIM_FAST_ISA {
+
+// Up to here packing costs more than it gains. Measured: EPYC (Zen 4), fp32, 7 rows, 256 / 64.
+constexpr int64_t kFewRows = 16;
+constexpr int kDots = 4;  // kDots rows by kDots columns at a time
+
+// c [kDots, kDots], row stride ldc = a w^T: rows of a [.., K padded with zeros], rows of w [.., K]; those beyond `rows`
+// and `columns` repeat the last one.
+template <class S>
+void dot_tile(const float* a, int64_t lda, int64_t rows, const typename S::Element* w, int64_t K, int64_t columns,
+              Dtype round_to, float* c, int64_t ldc) {
+  const float* left[kDots];
+  const typename S::Element* right[kDots];
+  for (int i = 0; i < kDots; ++i) {
+    left[i] = a + least<int64_t>(i, rows - 1) * lda;
+    right[i] = w + least<int64_t>(i, columns - 1) * K;
+  }
+  Float sum[kDots][kDots] = {};
+  const auto step = [&](int64_t k, auto&& load_right) {
+    Float v[kDots];
+    AIM_FAST_UNROLL
+    for (int j = 0; j < kDots; ++j) v[j] = load_right(right[j] + k);
+    AIM_FAST_UNROLL
+    for (int i = 0; i < kDots; ++i) {
+      const Float u = load_vector<Float>(left[i] + k);
+      AIM_FAST_UNROLL
+      for (int j = 0; j < kDots; ++j) sum[i][j] = u * v[j] + sum[i][j];
+    }
+  };
+  const int64_t whole = K / kLanes * kLanes;
+  for (int64_t k = 0; k < whole; k += kLanes) {
+    step(k, [&](const typename S::Element* p) { return rounded(S::load(p), round_to); });
+  }
+  if (whole < K) {
+    step(whole, [&](const typename S::Element* p) { return rounded(load_part<S>(p, K - whole), round_to); });
+  }
+  for (int64_t i = 0; i < rows; ++i) {
+    for (int64_t j = 0; j < columns; ++j) {
+      float lanes[kLanes];
+      store_vector(lanes, sum[i][j]);
+      for (int width = kLanes / 2; width; width /= 2) {
+        for (int lane = 0; lane < width; ++lane) lanes[lane] += lanes[lane + width];
+      }
+      c[i * ldc + j] = lanes[0];
+    }
+  }
+}
+
+// c [rows, kNR] = a w^T for columns [n, n + columns) of the product; the other columns are left as they are.
+inline void dot_product(const float* a, int64_t lda, int64_t rows, const Array& w, int64_t K, int64_t n,
+                        int64_t columns, Dtype dtype, float* c) {
+  with_dtype(w.dtype, [&](auto storage) {
+    using S = decltype(storage);
+    const auto* p = reinterpret_cast<const typename S::Element*>(w.data) + n * K;
+    for (int64_t j = 0; j < columns; j += kDots) {
+      for (int64_t i = 0; i < rows; i += kDots) {
+        dot_tile<S>(a + i * lda, lda, least<int64_t>(kDots, rows - i), p + j * K, K, least<int64_t>(kDots, columns - j),
+                    rounding(w.dtype, dtype), c + i * kNR + j, kNR);
+      }
+    }
+  });
+}
+
+}  // namespace aim_fast::AIM_FAST_ISA
