@@ -39,15 +39,23 @@ void dot_tile(const float* a, int64_t lda, int64_t rows, const typename S::Eleme
   if (whole < K) {
     step(whole, [&](const typename S::Element* p) { return rounded(load_part<S>(p, K - whole), round_to); });
   }
-  for (int64_t i = 0; i < rows; ++i) {
-    for (int64_t j = 0; j < columns; ++j) {
-      float lanes[kLanes];
-      store_vector(lanes, sum[i][j]);
-      for (int width = kLanes / 2; width; width /= 2) {
-        for (int lane = 0; lane < width; ++lane) lanes[lane] += lanes[lane + width];
-      }
-      c[i * ldc + j] = lanes[0];
+  // Each vector down to the sum of its lanes: kLanes of them at a time, transposed and added.
+  alignas(64) float dots[kDots * kDots];
+  AIM_FAST_UNROLL
+  for (int first = 0; first < kDots * kDots; first += kLanes) {
+    Float v[kLanes];
+    AIM_FAST_UNROLL
+    for (int i = 0; i < kLanes; ++i) v[i] = sum[(first + i) / kDots][(first + i) % kDots];
+    transpose(v);
+    AIM_FAST_UNROLL
+    for (int width = kLanes / 2; width; width /= 2) {
+      AIM_FAST_UNROLL
+      for (int i = 0; i < width; ++i) v[i] += v[i + width];
     }
+    store_vector(dots + first, v[0]);
+  }
+  for (int64_t i = 0; i < rows; ++i) {
+    for (int64_t j = 0; j < columns; ++j) c[i * ldc + j] = dots[i * kDots + j];
   }
 }
 
