@@ -110,9 +110,11 @@ _KERNELS = (
      "widen(p_.scale, p_.D, 1, 1.0f, 1.0f, scale_);", NUMERICS),
     ("no_skip", "csrc/cpu/forward.h", "if (p_.skip) add_rows(", "if (false) add_rows(", NUMERICS),
     ("residual_by_strides_of_x", "csrc/cpu/forward.h",
-     "if (p_.residual) row_pointers(p_.residual, first, count, residual_rows);",
+     "if (p_.residual) row_pointers(p_.residual, first, count, rows.residual);",
      "if (p_.residual) {\n      Rows wrong = p_.x;\n      wrong.data = p_.residual.data;\n"
-     "      row_pointers(wrong, first, count, residual_rows);\n    }", _only("numerics", "transposed")),
+     "      row_pointers(wrong, first, count, rows.residual);\n    }", _only("numerics", "transposed")),
+    ("few_rows_tail_dropped", "csrc/cpu/few.h", "  if (whole < K) {", "  if (false) {", NUMERICS),
+    ("few_rows_half_the_lanes", "csrc/cpu/few.h", "int width = kLanes / 2", "int width = kLanes / 4", NUMERICS),
     ("last_row_dropped", "csrc/cpu/forward.h", "count = least(blocks_.rows, p_.M - first);",
      "count = least(blocks_.rows, p_.M - first - (p_.M - first < blocks_.rows));", NUMERICS),
     ("z_after_activation", "csrc/cpu/forward.h", "    if (p_.z) {", "    if (p_.z && p_.activation != Activation::kTanh) {",
