@@ -158,8 +158,6 @@ _KERNELS = (
     ("dscale_without_b2", "csrc/cpu/backward.h", " + b2 * factors[m + r];", ";", _only("numerics", "scale")),
     ("sums_by_threads", "csrc/cpu/backward.h", "blocks_(cut_rows(p_.M, kMinBlocks))", "blocks_(cut_rows(p_.M, p_.threads))",
      _only("threads", "number_of_threads")),
-    ("odd_row_not_cleared", "csrc/cpu/backward.h", "    if (rows % 2) {", "    if (false) {",
-     _only("numerics", "budget") + _only("nonfinite", "behind")[:1], "avx512_bf16"),
     ("recompute_without_bias", "csrc/cpu/backward.h", "widen(p_.b1, p_.H, p_.H, 1.0f, 0.0f, b1_);",
      "widen(Array{}, p_.H, p_.H, 1.0f, 0.0f, b1_);", _only("functional", "recompute")),
     ("first_block_only", "csrc/cpu/backward.h", "const int64_t first = (first_block_ + i) * blocks_.rows",

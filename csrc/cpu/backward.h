@@ -199,7 +199,7 @@ class Backward {
     Unit* h_paired = p_.dw2 ? h_ + i * paired_units() * ld_h_ : nullptr;
     auto ask_z = [&](int64_t m, int64_t n) { prefetch<0>(z_rows[m], n, z_dtype); };
     auto hidden_tile = [&](int64_t m, int64_t rows, int64_t n, int64_t columns, float* c) {
-      alignas(64) float h[kMR * kNR];
+      alignas(64) float h[kMR * kNR] = {};  // an odd tile pairs its last row with one of zeros
       hidden(z_rows + m, z_dtype, factors + m, rows, n, columns, c, h);
       if (db1) {
         for (int j = 0; j < kNR; j += kLanes) {
@@ -246,7 +246,7 @@ class Backward {
     block_product<Op>(count, p_.D, lines_h_, dz, w1_back_, ask_dx, dx_tile);
   }
 
-  // c: dh becomes dz; h: row_scale * act(z). Columns beyond H and an odd row after the last become zero.
+  // c: dh becomes dz; h: row_scale * act(z). Columns beyond H become zero.
   void hidden(char* const* z_rows, Dtype z_dtype, const float* factors, int64_t rows, int64_t n, int64_t columns,
               float* c, float* h) {
     alignas(64) float z[kMR * kNR];
@@ -265,10 +265,6 @@ class Backward {
     });
     clear_columns(c, rows, columns);
     clear_columns(h, rows, columns);
-    if (rows % 2) {
-      zero(c + rows * kNR, kNR);
-      zero(h + rows * kNR, kNR);
-    }
   }
 
   void store_paired(const float* c, int64_t rows, Unit* out) const {
