@@ -52,9 +52,10 @@ def test_gradients_as_asked(fused: None, wanted: set[str], recompute: bool) -> N
 
 
 @DTYPES
-def test_recompute_keeps_the_results(isa: str, dtype: torch.dtype) -> None:
+@pytest.mark.parametrize("rows", [197, 7])
+def test_recompute_keeps_the_results(isa: str, dtype: torch.dtype, rows: int) -> None:
     """The same y to the bit; gradients of z as it was before rounding, so within the budget."""
-    tensors = inputs(dtype, (197, 96), 24)
+    tensors = inputs(dtype, (rows, 96), 24)
     dy = output_gradient(tensors)
     kept, again = (evaluate(aim_fast.adapter, tensors, dy, recompute=flag) for flag in (False, True))
     assert torch.equal(kept["y"], again["y"])
@@ -80,9 +81,10 @@ def _overlap(a: Tensor, b: Tensor) -> bool:
 @DTYPES
 @pytest.mark.parametrize("backend", ["cpu", "eager"])
 @pytest.mark.parametrize("skip", [False, True])
-def test_zero_branch(cpu_library: None, backend: str, dtype: torch.dtype, skip: bool) -> None:
+@pytest.mark.parametrize("shape", [(7, 13, 96), (5, 96)], ids=["rows", "few_rows"])
+def test_zero_branch(cpu_library: None, backend: str, dtype: torch.dtype, skip: bool, shape: tuple[int, ...]) -> None:
     """AIM's start: w2 = b2 = 0. y is x bit for bit, or exactly 0, and a tensor of its own either way."""
-    tensors = make_inputs((7, 13, 96), 24, dtype)
+    tensors = make_inputs(shape, 24, dtype)
     tensors["w2"].zero_()
     tensors["b2"].zero_()
     x = tensors["x"]

@@ -14,15 +14,16 @@ import aim_fast
 from judge import Tensors, assert_judged, evaluate, exact, judge, make_inputs
 
 FP32, BF16, FP16, FP64 = torch.float32, torch.bfloat16, torch.float16, torch.float64
-SHAPE, HIDDEN = (61, 72), 20
+D, H = 72, 20
+ROWS = pytest.mark.parametrize("rows", [61, 11], ids=["rows", "few_rows"])
 
 
-def inputs(x: torch.dtype, w: torch.dtype, residual: torch.dtype | None) -> tuple[Tensors, Tensor]:
+def inputs(x: torch.dtype, w: torch.dtype, residual: torch.dtype | None, rows: int = 61) -> tuple[Tensors, Tensor]:
     """Tensors of the given dtypes (their values the same in every dtype that is there), and dy."""
-    tensors = make_inputs(SHAPE, HIDDEN, w)
+    tensors = make_inputs((rows, D), H, w)
     tensors["x"] = tensors["x"].to(BF16).to(x)
     generator = torch.Generator().manual_seed(1)
-    other, dy = torch.randn(2, *SHAPE, generator=generator).unbind()
+    other, dy = torch.randn(2, rows, D, generator=generator).unbind()
     if residual is not None:
         tensors["residual"] = other.to(residual)
     return tensors, dy.to(BF16)
@@ -73,8 +74,9 @@ AUTOCAST = {
 
 
 @pytest.mark.parametrize(("x", "w", "residual", "autocast", "skip", "y"), AUTOCAST.values(), ids=AUTOCAST)
-def test_autocast(isa: str, x, w, residual, autocast, skip, y) -> None:
-    tensors, dy = inputs(x, w, residual)
+@ROWS
+def test_autocast(isa: str, rows: int, x, w, residual, autocast, skip, y) -> None:
+    tensors, dy = inputs(x, w, residual, rows)
     options = {"skip": skip, "scale": 0.5}
     fused = evaluate(under(autocast, aim_fast.adapter), tensors, dy, **options)
     eager = evaluate(under(autocast, users_code), tensors, dy, **options)
@@ -96,19 +98,23 @@ PROMOTED = {
 
 
 @pytest.mark.parametrize(("x", "w", "residual", "skip", "y"), PROMOTED.values(), ids=PROMOTED)
-def test_promotion(isa: str, x, w, residual, skip, y) -> None:
-    tensors, dy = inputs(x, w, residual)
+@ROWS
+def test_promotion(isa: str, rows: int, x, w, residual, skip, y) -> None:
+    tensors, dy = inputs(x, w, residual, rows)
     assert judge(tensors, dy, skip=skip)["y"].dtype is y
 
 
 @pytest.mark.parametrize("name", ["w1", "b1", "w2", "b2", "scale", "row_scale"])
 @pytest.mark.parametrize("other", [FP32, BF16, FP16], ids=str)
 @pytest.mark.parametrize("rest", [FP32, BF16], ids=str)
-def test_one_argument_of_another_dtype(fused: None, name: str, other: torch.dtype, rest: torch.dtype) -> None:
-    tensors, dy = inputs(rest, rest, None)
+@ROWS
+def test_one_argument_of_another_dtype(
+    fused: None, name: str, other: torch.dtype, rest: torch.dtype, rows: int
+) -> None:
+    tensors, dy = inputs(rest, rest, None, rows)
     generator = torch.Generator().manual_seed(2)
-    tensors["scale"] = torch.randn(SHAPE[-1], generator=generator).to(rest)
-    tensors["row_scale"] = torch.rand(SHAPE[0], generator=generator).to(rest)
+    tensors["scale"] = torch.randn(D, generator=generator).to(rest)
+    tensors["row_scale"] = torch.rand(rows, generator=generator).to(rest)
     tensors[name] = tensors[name].to(other)
     judge(tensors, dy, skip=True)
 

@@ -87,6 +87,15 @@ CASES = {
     "seven": Case((7, 256), 64),
     "seven_bf16": Case((7, 768), 192, BF16, skip=False, alpha=0.5, residual_as=same),
     "seven_ragged_fp16": Case((7, 37), 5, FP16, "quick_gelu", row_scale=(7,)),
+    "sixteen": Case((16, 100), 24, scale=(100,), row_scale=(16,)),
+    "seventeen": Case((17, 100), 24, scale=(100,), row_scale=(17,)),
+    "few_ragged": Case((13, 75), 21, activation="silu", residual_as=padded_rows, scale=(75,)),
+    "few_ragged_bf16": Case((13, 75), 21, BF16, residual_as=padded_rows, row_scale=(13,)),
+    "few_ragged_fp16": Case((15, 75), 21, FP16, "leaky_relu", residual_as=padded_rows),
+    "few_wide": Case((14, 1280), 320, w_as=columns),
+    "few_transposed": Case(
+        (2, 3, 2, 70), 18, x_as=turned(2, 0, 1, 3), residual_as=turned(1, 2, 0, 3), row_scale=(3, 1)
+    ),
     "prime_ragged": Case((211, 37), 5, scale=(37,), residual_as=padded_rows),
     "prime_ragged_bf16": Case((211, 37), 5, BF16, scale=(37,), residual_as=padded_rows),
     "prime_ragged_fp16": Case((211, 37), 5, FP16, skip=False, scale=(1,)),
