@@ -63,7 +63,7 @@ int32_t shim_dtype(Dtype dtype) {
 }
 
 // Large results come as fresh pages from the system, and small pages would be faulted in one by one.
-// Measured: EPYC (Zen 4), y of 38 MB: the faults took a fifth of the forward.
+// Measured: EPYC (Zen 4), fp32 forward, one thread: without it a y of 38 MB costs 16 % more, one of 5 MB nothing.
 void advise_huge_pages([[maybe_unused]] void* data, [[maybe_unused]] size_t bytes) {
 #if defined(__linux__)
   constexpr uintptr_t kHugePage = 2 << 20;

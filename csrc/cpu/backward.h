@@ -168,7 +168,6 @@ class Backward {
                        : reinterpret_cast<char*>(z_again + r * panels_h_ * kNR);
     }
     const Dtype x_rounding = rounding(p_.x.dtype, p_.dtype);
-    auto ask_nothing = [](int64_t, int64_t) {};
     if (!p_.z && (need_dz_ || need_h_)) {
       pack_lines<Op>(x_rows, count, p_.D, p_.x.dtype, x_rounding, nullptr, lines);
       auto z_tile = [&](int64_t m, int64_t rows, int64_t n, int64_t, float* c) {
@@ -179,7 +178,7 @@ class Backward {
           }
         }
       };
-      block_product<Op>(count, p_.H, lines_d_, lines, w1_, ask_nothing, z_tile);
+      block_product<Op>(count, p_.H, lines_d_, lines, w1_, z_tile);
     }
     const int64_t units = ceil_div(count, Op::kPerUnit);
     for (int64_t n = 0; n < panels_d_; ++n) {
@@ -197,7 +196,6 @@ class Backward {
     if (db1) zero(db1, panels_h_ * kNR);
     Unit* dz_paired = p_.dw1 ? dz_ + i * paired_units() * ld_h_ : nullptr;
     Unit* h_paired = p_.dw2 ? h_ + i * paired_units() * ld_h_ : nullptr;
-    auto ask_z = [&](int64_t m, int64_t n) { prefetch<0>(z_rows[m], n, z_dtype); };
     auto hidden_tile = [&](int64_t m, int64_t rows, int64_t n, int64_t columns, float* c) {
       alignas(64) float h[kMR * kNR] = {};  // an odd tile pairs its last row with one of zeros
       hidden(z_rows + m, z_dtype, factors + m, rows, n, columns, c, h);
@@ -214,11 +212,10 @@ class Backward {
       if (h_paired) store_paired(h, rows, h_paired + m / Op::kPerUnit * ld_h_ + n);
     };
     // Without dz the product over no lines gives dh = 0, and its epilogue h.
-    block_product<Op>(count, p_.H, need_dz_ ? lines_d_ : 0, lines, w2_back_, ask_z, hidden_tile);
+    block_product<Op>(count, p_.H, need_dz_ ? lines_d_ : 0, lines, w2_back_, hidden_tile);
     if (p_.dscale) {
       float* dscale = dscale_parts_ + i * panels_d_ * kNR;
       zero(dscale, panels_d_ * kNR);
-      auto ask_dy = [&](int64_t m, int64_t n) { prefetch<0>(dy_rows[m], n, p_.dy.dtype); };
       auto f_tile = [&](int64_t m, int64_t rows, int64_t n, int64_t columns, float* c) {
         alignas(64) float dy[kMR * kNR] = {};
         add_rows(dy, dy_rows + m, rows, n, columns, p_.dy.dtype);
@@ -231,19 +228,15 @@ class Backward {
           store_vector(dscale + n + j, load_vector<Float>(dscale + n + j) + sum);
         }
       };
-      block_product<Op>(count, p_.D, lines_h_, h_lines, w2_, ask_dy, f_tile);
+      block_product<Op>(count, p_.D, lines_h_, h_lines, w2_, f_tile);
     }
     if (!p_.dx) return;
 
-    auto ask_dx = [&](int64_t m, int64_t n) {
-      prefetch<1>(dx_rows[m], n, p_.dx.dtype);
-      if (p_.skip) prefetch<0>(dy_rows[m], n, p_.dy.dtype);
-    };
     auto dx_tile = [&](int64_t m, int64_t rows, int64_t n, int64_t columns, float* c) {
       if (p_.skip) add_rows(c, dy_rows + m, rows, n, columns, p_.dy.dtype);
       store_rows(c, dx_rows + m, rows, n, columns, p_.dx.dtype);
     };
-    block_product<Op>(count, p_.D, lines_h_, dz, w1_back_, ask_dx, dx_tile);
+    block_product<Op>(count, p_.D, lines_h_, dz, w1_back_, dx_tile);
   }
 
   // c: dh becomes dz; h: row_scale * act(z). Columns beyond H become zero.

@@ -8,7 +8,7 @@
 //           2. a block of x into lines, converted to the compute dtype     x from memory
 //           3. z tile by tile, + b1, kept if asked, h = act(z) into lines   h [block, H] stays in cache
 //           4. y tile by tile, + b2, scales, + x, + residual, stored       x again, from cache; y written once
-//           up to kFewRows rows: 3 and 4 in floats, on weights as they lie (few.h)
+//           up to few_rows: 3 and 4 in floats, on weights as they lie (few.h)
 // Memory    2 M D s bytes and the weights; scratch: packed weights, and a block of x and h a thread
 // Work      4 M D H FLOP
 // Rounding  h to the compute dtype and y; sums, bias, activation and scales are fp32
@@ -36,7 +36,7 @@ class Forward {
         panels_h_(ceil_div(p_.H, kNR)) {}
 
   void run() {
-    const bool few = p_.M <= kFewRows;
+    const bool few = p_.M <= few_rows<Op>;
     Layout layout;
     const size_t w1 = layout.add(few ? 0 : panels_h_ * panel_units(lines_d_) * sizeof(Unit));
     const size_t w2 = layout.add(few ? 0 : panels_d_ * panel_units(lines_h_) * sizeof(Unit));
@@ -101,17 +101,12 @@ class Forward {
       hidden(first + m, tile, n, columns, c);
       store_lines<Op>(c, tile, n, h + m * lines_h_ * kUnits);
     };
-    block_product<Op>(count, p_.H, lines_d_, x, w1_, [](int64_t, int64_t) {}, hidden_tile);
+    block_product<Op>(count, p_.H, lines_d_, x, w1_, hidden_tile);
 
-    auto ask = [&](int64_t m, int64_t n) {
-      prefetch<1>(rows.y[m], n, p_.y.dtype);
-      if (p_.skip) prefetch<0>(rows.x[m], n, p_.x.dtype);
-      if (p_.residual) prefetch<0>(rows.residual[m], n, p_.residual.dtype);
-    };
     auto output_tile = [&](int64_t m, int64_t tile, int64_t n, int64_t columns, float* c) {
       output(rows, m, tile, n, columns, c);
     };
-    block_product<Op>(count, p_.D, lines_h_, h, w2_, ask, output_tile);
+    block_product<Op>(count, p_.D, lines_h_, h, w2_, output_tile);
   }
 
   // The same with the weights as they lie, on the calling thread's buffers x and h [M, few_ld], in float.
@@ -130,17 +125,12 @@ class Forward {
         for (int j = 0; j < kNR; j += kLanes) store_vector(to + j, rounded(load_vector<Float>(to + j), p_.dtype));
       }
     }
-    const auto run = [&](int64_t panels, Task task) {
-      // Waking the pool costs more than this much work. Measured: EPYC (Zen 4), 2 threads.
-      constexpr int64_t kSmall = 1 << 21;
-      if (p_.M * p_.D * p_.H < kSmall) {
-        for (int64_t i = 0; i < panels; ++i) task(&few, i);
-      } else {
-        p_.parallel_for(panels, task, &few);
-      }
-    };
-    run(panels_h_, [](void* f, int64_t i) { static_cast<Few*>(f)->self->few_hidden(*static_cast<Few*>(f), i * kNR); });
-    run(panels_d_, [](void* f, int64_t i) { static_cast<Few*>(f)->self->few_output(*static_cast<Few*>(f), i * kNR); });
+    p_.parallel_for(
+        panels_h_, [](void* f, int64_t i) { static_cast<Few*>(f)->self->few_hidden(*static_cast<Few*>(f), i * kNR); },
+        &few);
+    p_.parallel_for(
+        panels_d_, [](void* f, int64_t i) { static_cast<Few*>(f)->self->few_output(*static_cast<Few*>(f), i * kNR); },
+        &few);
   }
 
   template <class Few>

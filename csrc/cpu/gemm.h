@@ -83,13 +83,12 @@ struct BFloat16Operand {
 };
 #endif
 
-// c [R, kNR] = sum over lines of a (lines) times b (panel). Between the lines, ask(line) may ask for memory.
-template <class Op, int R, class Ask>
-void tile_columns(int64_t lines, const typename Op::Unit* a, const typename Op::Unit* b, float* c, const Ask& ask) {
+// c [R, kNR] = sum over lines of a (lines) times b (panel).
+template <class Op, int R>
+void tile_columns(int64_t lines, const typename Op::Unit* a, const typename Op::Unit* b, float* c) {
   using Vec = typename Op::Vec;
   Float sum[R][2] = {};
   for (int64_t line = 0; line < lines; ++line, a += kMR * kUnits) {
-    ask(line);
 #pragma GCC unroll 4
     for (int u = 0; u < kUnits; ++u, b += kNR) {
       Vec b0 = load_vector<Vec>(b), b1 = load_vector<Vec>(b + kLanes);
@@ -150,21 +149,16 @@ constexpr int64_t lines_of(int64_t n) {
 }
 
 // For every panel of N columns and every tile of the rows: c = a b, then epilogue(first row, rows, first column,
-// columns, c). Meanwhile ask(row, first column) asks for the memory of each row that the epilogue will touch, spread
-// over the product: all at once they would fill the processor's queue of misses and stall it.
-template <class Op, class Ask, class Epilogue>
+// columns, c). Measured: EPYC (Zen 4): prefetching the rows that the epilogue touches changes nothing.
+template <class Op, class Epilogue>
 AIM_FAST_INLINE void block_product(int64_t rows, int64_t N, int64_t lines, const typename Op::Unit* a,
-                                   const typename Op::Unit* panels, const Ask& ask, const Epilogue& epilogue) {
+                                   const typename Op::Unit* panels, const Epilogue& epilogue) {
   alignas(64) float c[kMR * kNR];
-  const int64_t share = lines ? ceil_div(kMR, lines) : 0;
   for (int64_t n = 0; n < N; n += kNR, panels += lines * kUnits * kNR) {
     for (int64_t m = 0; m < rows; m += kMR) {
       const int64_t count = least<int64_t>(kMR, rows - m);
-      const auto ask_some = [&](int64_t line) {
-        for (int64_t r = line * share; r < least(count, (line + 1) * share); ++r) ask(m + r, n);
-      };
       with_height(count, [&](auto height) {
-        tile_columns<Op, decltype(height)::value>(lines, a + m * lines * kUnits, panels, c, ask_some);
+        tile_columns<Op, decltype(height)::value>(lines, a + m * lines * kUnits, panels, c);
       });
       epilogue(m, count, n, least<int64_t>(kNR, N - n), c);
     }

@@ -44,14 +44,6 @@ inline void row_factors(const Rows& row_scale, float alpha, int64_t first, int64
   });
 }
 
-// Asks for columns [n, n + kNR) of a row. Between two visits of a row lies a whole row: too far for the hardware to
-// guess.
-template <int kWrite>
-AIM_FAST_INLINE void prefetch(const char* row, int64_t n, Dtype dtype) {
-  const int64_t size = element_size(dtype);
-  for (int64_t byte = 0; byte < kNR * size; byte += 64) __builtin_prefetch(row + n * size + byte, kWrite, 3);
-}
-
 // c += columns [n, n + columns) of the rows.
 inline void add_rows(float* c, char* const* rows, int64_t count, int64_t n, int64_t columns, Dtype dtype) {
   with_dtype(dtype, [&](auto storage) {
