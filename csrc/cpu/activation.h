@@ -36,35 +36,43 @@ AIM_FAST_INLINE Float with_sign_of(Float value, Float sign) {
   return (Float)((Int)value | ((Int)sign & (Int)(Uint{} + 0x80000000u)));
 }
 
-// x * Phi(x), Phi the normal law: its tail is the density times a polynomial in t = 1 / (1 + p |x|), the form of
-// Abramowitz and Stegun 26.2.17 with three more terms, fitted to an absolute error of 2.1e-9.
+// The polynomial with these coefficients, highest power first, at t.
+template <int N>
+AIM_FAST_INLINE Float polynomial(const float (&coefficients)[N], Float t) {
+  Float p = splat(coefficients[0]);
+  AIM_FAST_UNROLL
+  for (int i = 1; i < N; ++i) p = p * t + coefficients[i];
+  return p;
+}
+
+// z * Phi(z), Phi the normal law. Phi and the derivative Phi + z phi are 1/2 and an odd function: z times a polynomial
+// in z^2, here of t = 2 (z / bound)^2 - 1 in [-1, 1], and 0 or 1 to the nearest float or two beyond the bound. Least
+// maximum fits; largest errors in float arithmetic 1.3e-7 and 2.2e-7, those of eager, which cancels in the left tail
+// too. Measured: EPYC (Zen 4), AVX-512: 21 cycles a vector, where an exponential and a quotient took 46.
 struct Gelu {
+  static constexpr float kBound = 5.75f;
+  static constexpr float kLaw[] = {-5.37513057e-4f, 1.33656443e-3f, -7.69402250e-4f, 6.78945740e-4f,
+                                   -3.64542939e-3f, 6.79440098e-3f, -8.63259658e-3f, 1.18773812e-2f,
+                                   -1.67762134e-2f, 2.17210688e-2f, -2.65644100e-2f, 3.17081586e-2f,
+                                   -3.76339294e-2f, 4.58636172e-2f, -6.14333265e-2f, 1.22969203e-1f};
+  static constexpr float kDerivative[] = {1.08141557e-3f, -2.87382072e-3f, 1.56595558e-3f, -1.11924729e-3f,
+                                          9.37956292e-3f, -1.90293640e-2f, 2.36908998e-2f, -3.24951671e-2f,
+                                          4.76384982e-2f, -6.05534837e-2f, 6.79188967e-2f, -7.02477172e-2f,
+                                          6.70235381e-2f, -5.95726110e-2f, 5.16818613e-2f, -4.72911112e-2f,
+                                          4.93680872e-2f, -6.22814670e-2f, 1.23071820e-1f};
+
+  // 1/2 + z * p(t) within the bound; a NaN is neither within nor beyond it and stays.
+  template <int N>
+  static AIM_FAST_INLINE Float sigmoidal(const float (&p)[N], Float z) {
+    const Float square = z * z;
+    const Float inside = z * polynomial(p, square * (2.0f / (kBound * kBound)) - 1.0f) + 0.5f;
+    return select(square > kBound * kBound, select(z > 0.0f, splat(1.0f), Float{}), inside);
+  }
   static AIM_FAST_INLINE Float both(Float z, Float& derivative) {
-    Float density = 0.3989422804f * exp(-0.5f * z * z);
-    Float t = 1.0f / (0.2316419f * magnitude(z) + 1.0f);
-    Float p = -0.152514378f * t + 0.500986934f;
-    p = p * t - 0.254989764f;
-    p = p * t + 0.281491350f;
-    p = p * t + 0.220136868f;
-    p = p * t + 0.186481201f;
-    p = p * t + 0.240981934f;
-    p = p * t + 0.230739988f;
-    Float tail = density * (p * t);
-    // Near zero the tail's rounding would show: the odd series of Phi - 1/2 there.
-    Float square = z * z;
-    Float near = -7.53028974e-6f * square + 1.13143602e-4f;
-    near = near * square - 1.18598466e-3f;
-    near = near * square + 9.97317091e-3f;
-    near = near * square - 6.64903323e-2f;
-    near = near * square + 0.398942279f;
-    Float law = select(square < 1.0f, near * z + 0.5f, select(z > 0.0f, 1.0f - tail, tail));
-    derivative = z * density + law;
-    return z * law;
+    derivative = z * 0.0f + sigmoidal(kDerivative, z);  // NaN for an infinite z, as z phi(z) is in eager
+    return value(z);
   }
-  static AIM_FAST_INLINE Float value(Float z) {
-    Float unused;
-    return both(z, unused);
-  }
+  static AIM_FAST_INLINE Float value(Float z) { return z * sigmoidal(kLaw, z); }
 };
 
 // z * sigmoid(u(z)) and its derivative, given u and u'.

@@ -172,20 +172,15 @@ class Backward {
       pack_lines<Op>(x_rows, count, p_.D, p_.x.dtype, x_rounding, nullptr, lines);
       auto z_tile = [&](int64_t m, int64_t rows, int64_t n, int64_t, float* c) {
         for (int64_t r = 0; r < rows; ++r) {
-          float* z = z_again + (m + r) * panels_h_ * kNR + n;
-          for (int j = 0; j < kNR; j += kLanes) {
-            store_vector(z + j, load_vector<Float>(c + r * kNR + j) + load_vector<Float>(b1_ + n + j));
-          }
+          store_span(z_again + (m + r) * panels_h_ * kNR + n, load_span(c + r * kNR) + load_span(b1_ + n));
         }
       };
-      block_product<Op>(count, p_.H, lines_d_, lines, w1_, z_tile);
+      block_product<Op>(count, p_.H, lines_d_, lines, w1_, [](auto...) {}, z_tile);
     }
     const int64_t units = ceil_div(count, Op::kPerUnit);
-    for (int64_t n = 0; n < panels_d_; ++n) {
-      const int64_t at = i * paired_units() * ld_d_ + n * kNR;
-      if (p_.dw1) pack_paired<Op>(x_rows, count, p_.D, n * kNR, p_.x.dtype, x_rounding, units, x_ + at, ld_d_);
-      if (p_.dw2) pack_paired<Op>(dy_rows, count, p_.D, n * kNR, p_.dy.dtype, Dtype::kFloat32, units, dy_ + at, ld_d_);
-    }
+    const int64_t at = i * paired_units() * ld_d_, width = panels_d_ * kNR;
+    if (p_.dw1) pack_paired<Op>(x_rows, count, p_.D, 0, width, p_.x.dtype, x_rounding, units, x_ + at, ld_d_);
+    if (p_.dw2) pack_paired<Op>(dy_rows, count, p_.D, 0, width, p_.dy.dtype, Dtype::kFloat32, units, dy_ + at, ld_d_);
     if (p_.db2) sum_rows(dy_rows, factors, count, db2_parts_ + i * panels_d_ * kNR);
     if (!need_dz_ && !need_h_) return;
 
@@ -198,66 +193,65 @@ class Backward {
     Unit* h_paired = p_.dw2 ? h_ + i * paired_units() * ld_h_ : nullptr;
     auto hidden_tile = [&](int64_t m, int64_t rows, int64_t n, int64_t columns, float* c) {
       alignas(64) float h[kMR * kNR] = {};  // an odd tile pairs its last row with one of zeros
-      hidden(z_rows + m, z_dtype, factors + m, rows, n, columns, c, h);
-      if (db1) {
-        for (int j = 0; j < kNR; j += kLanes) {
-          Float sum{};
-          for (int64_t r = 0; r < rows; ++r) sum += load_vector<Float>(c + r * kNR + j);
-          store_vector(db1 + n + j, load_vector<Float>(db1 + n + j) + sum);
-        }
-      }
+      const Span sum = hidden(z_rows + m, z_dtype, factors + m, rows, n, columns, c, h);
+      if (db1) store_span(db1 + n, load_span(db1 + n) + sum);
       if (p_.dx) store_lines<Op>(c, rows, n, dz + m * lines_h_ * kUnits);
       if (p_.dscale) store_lines<Op>(h, rows, n, h_lines + m * lines_h_ * kUnits);
       if (dz_paired) store_paired(c, rows, dz_paired + m / Op::kPerUnit * ld_h_ + n);
       if (h_paired) store_paired(h, rows, h_paired + m / Op::kPerUnit * ld_h_ + n);
     };
     // Without dz the product over no lines gives dh = 0, and its epilogue h.
-    block_product<Op>(count, p_.H, need_dz_ ? lines_d_ : 0, lines, w2_back_, hidden_tile);
+    block_product<Op>(count, p_.H, need_dz_ ? lines_d_ : 0, lines, w2_back_, [](auto...) {}, hidden_tile);
     if (p_.dscale) {
       float* dscale = dscale_parts_ + i * panels_d_ * kNR;
       zero(dscale, panels_d_ * kNR);
       auto f_tile = [&](int64_t m, int64_t rows, int64_t n, int64_t columns, float* c) {
-        alignas(64) float dy[kMR * kNR] = {};
-        add_rows(dy, dy_rows + m, rows, n, columns, p_.dy.dtype);
-        for (int j = 0; j < kNR; j += kLanes) {
-          Float sum{}, b2 = load_vector<Float>(b2_ + n + j);
-          for (int64_t r = 0; r < rows; ++r) {
-            Float f = load_vector<Float>(c + r * kNR + j) + b2 * factors[m + r];
-            sum += f * load_vector<Float>(dy + r * kNR + j);
-          }
-          store_vector(dscale + n + j, load_vector<Float>(dscale + n + j) + sum);
+        const Span b2 = load_span(b2_ + n);
+        Span sum{};
+        for (int64_t r = 0; r < rows; ++r) {
+          const Span f = load_span(c + r * kNR) + b2 * factors[m + r];
+          sum = sum + f * load_columns(dy_rows[m + r], n, columns, p_.dy.dtype);
         }
+        store_span(dscale + n, load_span(dscale + n) + sum);
       };
-      block_product<Op>(count, p_.D, lines_h_, h_lines, w2_, f_tile);
+      block_product<Op>(count, p_.D, lines_h_, h_lines, w2_, [](auto...) {}, f_tile);
     }
     if (!p_.dx) return;
 
+    const bool exact = !p_.scale && (Op::kPerUnit == 1 || p_.dy.dtype == p_.dtype);  // dy as it is in its lines
+    auto fetch_tile = [&](int64_t m, int64_t rows, int64_t n) { prefetch_columns(dx_rows + m, rows, n, p_.dx.dtype); };
     auto dx_tile = [&](int64_t m, int64_t rows, int64_t n, int64_t columns, float* c) {
-      if (p_.skip) add_rows(c, dy_rows + m, rows, n, columns, p_.dy.dtype);
-      store_rows(c, dx_rows + m, rows, n, columns, p_.dx.dtype);
+      for (int64_t r = 0; r < rows; ++r) {
+        Span dx = load_span(c + r * kNR);
+        if (p_.skip) {
+          dx = dx + (exact ? load_lines<Op>(lines + m * lines_d_ * kUnits, r, n)
+                           : load_columns(dy_rows[m + r], n, columns, p_.dy.dtype));
+        }
+        store_columns(dx_rows[m + r], n, columns, p_.dx.dtype, dx);
+      }
     };
-    block_product<Op>(count, p_.D, lines_h_, dz, w1_back_, dx_tile);
+    block_product<Op>(count, p_.D, lines_h_, dz, w1_back_, fetch_tile, dx_tile);
   }
 
-  // c: dh becomes dz; h: row_scale * act(z). Columns beyond H become zero.
-  void hidden(char* const* z_rows, Dtype z_dtype, const float* factors, int64_t rows, int64_t n, int64_t columns,
+  // c: dh becomes dz; h: row_scale * act(z). Columns beyond H become zero. Returns the sum of dz over the rows.
+  Span hidden(char* const* z_rows, Dtype z_dtype, const float* factors, int64_t rows, int64_t n, int64_t columns,
               float* c, float* h) {
-    alignas(64) float z[kMR * kNR];
-    for (int64_t i = 0; i < rows * kNR; i += kLanes) store_vector(z + i, Float{});
-    add_rows(z, z_rows, rows, n, columns, z_dtype);
+    Span sum{};
     with_activation(p_.activation, [&](auto activation) {
+      using A = decltype(activation);
       for (int64_t r = 0; r < rows; ++r) {
-        for (int j = 0; j < kNR; j += kLanes) {
-          const int64_t at = r * kNR + j;
-          Float value;
-          Float dh = load_vector<Float>(c + at) * (p_.alpha * factors[r]);
-          store_vector(c + at, backward<decltype(activation)>(load_vector<Float>(z + at), dh, value));
-          store_vector(h + at, value * factors[r]);
-        }
+        const Span z = load_columns(z_rows[r], n, columns, z_dtype);
+        const Span dh = load_span(c + r * kNR) * (p_.alpha * factors[r]);
+        Span value;
+        const Span dz = {backward<A>(z.low, dh.low, value.low), backward<A>(z.high, dh.high, value.high)};
+        sum = sum + dz;
+        store_span(c + r * kNR, dz);
+        store_span(h + r * kNR, value * factors[r]);
       }
     });
     clear_columns(c, rows, columns);
     clear_columns(h, rows, columns);
+    return sum;
   }
 
   void store_paired(const float* c, int64_t rows, Unit* out) const {
@@ -315,7 +309,7 @@ class Backward {
     if (p_.dw1) {
       for (int64_t n = 0; n < p_.H; ++n) {
         char* row = p_.dw1.data + n * p_.D * element_size(p_.dw1.dtype);
-        store_rows(dw1_ + i * weight_panel() + n * kNR, &row, 1, first, columns, p_.dw1.dtype);
+        store_columns(row, first, columns, p_.dw1.dtype, load_span(dw1_ + i * weight_panel() + n * kNR));
       }
     }
     if (!p_.dw2) return;

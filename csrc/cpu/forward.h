@@ -7,7 +7,7 @@
 // Flow      1. both weights into panels, all threads                       once a call
 //           2. a block of x into lines, converted to the compute dtype     x from memory
 //           3. z tile by tile, + b1, kept if asked, h = act(z) into lines   h [block, H] stays in cache
-//           4. y tile by tile, + b2, scales, + x, + residual, stored       x again, from cache; y written once
+//           4. y tile by tile, + b2, scales, + x, + residual, stored       x again, from its lines; y written once
 //           up to few_rows: 3 and 4 in floats, on weights as they lie (few.h)
 // Memory    2 M D s bytes and the weights; scratch: packed weights, and a block of x and h a thread
 // Work      4 M D H FLOP
@@ -66,6 +66,7 @@ class Forward {
   // What a block needs of its rows besides x in lines.
   struct Block {
     char *x[kMaxBlockRows], *y[kMaxBlockRows], *residual[kMaxBlockRows];
+    const Unit* lines;  // x once more, null where the compute dtype does not hold it exactly
     float factors[kMaxBlockRows];
   };
 
@@ -74,6 +75,7 @@ class Forward {
     row_pointers(p_.y, first, count, rows.y);
     if (p_.residual) row_pointers(p_.residual, first, count, rows.residual);
     row_factors(p_.row_scale, p_.alpha, first, count, rows.factors);
+    rows.lines = nullptr;
   }
 
   void pack(int64_t i) {
@@ -101,12 +103,14 @@ class Forward {
       hidden(first + m, tile, n, columns, c);
       store_lines<Op>(c, tile, n, h + m * lines_h_ * kUnits);
     };
-    block_product<Op>(count, p_.H, lines_d_, x, w1_, hidden_tile);
+    block_product<Op>(count, p_.H, lines_d_, x, w1_, [](auto...) {}, hidden_tile);
 
+    if (rounding(p_.x.dtype, p_.dtype) == Dtype::kFloat32) rows.lines = x;
+    auto fetch_tile = [&](int64_t m, int64_t tile, int64_t n) { prefetch_columns(rows.y + m, tile, n, p_.y.dtype); };
     auto output_tile = [&](int64_t m, int64_t tile, int64_t n, int64_t columns, float* c) {
       output(rows, m, tile, n, columns, c);
     };
-    block_product<Op>(count, p_.D, lines_h_, h, w2_, output_tile);
+    block_product<Op>(count, p_.D, lines_h_, h, w2_, fetch_tile, output_tile);
   }
 
   // The same with the weights as they lie, on the calling thread's buffers x and h [M, few_ld], in float.
@@ -117,12 +121,11 @@ class Forward {
       Block rows;
     } few{this, x, h, {}};
     open(0, p_.M, few.rows);
-    for (int64_t i = 0; i < p_.M * few_ld(p_.D); ++i) x[i] = 0.0f;
     for (int64_t m = 0; m < p_.M; ++m) {
       for (int64_t n = 0; n < p_.D; n += kNR) {
         float* to = x + m * few_ld(p_.D) + n;
-        add_rows(to, few.rows.x + m, 1, n, least<int64_t>(kNR, p_.D - n), p_.x.dtype);
-        for (int j = 0; j < kNR; j += kLanes) store_vector(to + j, rounded(load_vector<Float>(to + j), p_.dtype));
+        const Span v = load_columns(few.rows.x[m], n, least<int64_t>(kNR, p_.D - n), p_.x.dtype);
+        store_span(to, {rounded(v.low, p_.dtype), rounded(v.high, p_.dtype)});
       }
     }
     p_.parallel_for(
@@ -161,35 +164,31 @@ class Forward {
   }
 
   // A tile of h w2^T becomes y: bias, scales, skip, residual, rounding.
-  void output(const Block& rows, int64_t m, int64_t tile, int64_t n, int64_t columns, float* c) const {
-    const Float b0 = load_vector<Float>(b2_ + n), b1 = load_vector<Float>(b2_ + n + kLanes);
-    const Float s0 = load_vector<Float>(scale_ + n), s1 = load_vector<Float>(scale_ + n + kLanes);
+  void output(const Block& rows, int64_t m, int64_t tile, int64_t n, int64_t columns, const float* c) const {
+    const Span bias = load_span(b2_ + n), scale = load_span(scale_ + n);
     for (int64_t r = 0; r < tile; ++r) {
-      float* f = c + r * kNR;
-      store_vector(f, (load_vector<Float>(f) + b0) * (s0 * rows.factors[m + r]));
-      store_vector(f + kLanes, (load_vector<Float>(f + kLanes) + b1) * (s1 * rows.factors[m + r]));
+      Span y = (load_span(c + r * kNR) + bias) * (scale * rows.factors[m + r]);
+      if (p_.skip) {
+        y = y + (rows.lines ? load_lines<Op>(rows.lines + m * lines_d_ * kUnits, r, n)
+                            : load_columns(rows.x[m + r], n, columns, p_.x.dtype));
+      }
+      if (p_.residual) y = y + load_columns(rows.residual[m + r], n, columns, p_.residual.dtype);
+      store_columns(rows.y[m + r], n, columns, p_.y.dtype, y);
     }
-    if (p_.skip) add_rows(c, rows.x + m, tile, n, columns, p_.x.dtype);
-    if (p_.residual) add_rows(c, rows.residual + m, tile, n, columns, p_.residual.dtype);
-    store_rows(c, rows.y + m, tile, n, columns, p_.y.dtype);
   }
 
   // A tile of x w1^T becomes h: bias, z kept if asked, activation, rounding.
   void hidden(int64_t first, int64_t rows, int64_t n, int64_t columns, float* c) {
-    for (int64_t r = 0; r < rows; ++r) {
-      for (int j = 0; j < kNR; j += kLanes) {
-        store_vector(c + r * kNR + j, load_vector<Float>(c + r * kNR + j) + load_vector<Float>(b1_ + n + j));
-      }
-    }
-    if (p_.z) {
-      char* z_rows[kMR];
-      for (int64_t r = 0; r < rows; ++r) z_rows[r] = p_.z.data + (first + r) * p_.H * element_size(p_.z.dtype);
-      store_rows(c, z_rows, rows, n, columns, p_.z.dtype);
-    }
+    const Span bias = load_span(b1_ + n);
+    const int64_t step = p_.H * element_size(p_.z.dtype);
     with_activation(p_.activation, [&](auto activation) {
-      for (int64_t i = 0; i < rows * kNR; i += kLanes) {
-        Float h = decltype(activation)::value(load_vector<Float>(c + i));
-        store_vector(c + i, Op::kPerUnit == 2 ? h : rounded(h, p_.dtype));
+      using A = decltype(activation);
+      for (int64_t r = 0; r < rows; ++r) {
+        const Span z = load_span(c + r * kNR) + bias;
+        if (p_.z) store_columns(p_.z.data + (first + r) * step, n, columns, p_.z.dtype, z);
+        Span h = {A::value(z.low), A::value(z.high)};
+        if (Op::kPerUnit == 1) h = {rounded(h.low, p_.dtype), rounded(h.high, p_.dtype)};
+        store_span(c + r * kNR, h);
       }
     });
     clear_columns(c, rows, columns);

@@ -25,6 +25,7 @@ constexpr int kUnits = least(16, kNR);  // no more than a panel, so that whole p
 
 struct FloatOperand {
   using Unit = float;
+  using Storage = Float32;
   using Vec = Float;
   static constexpr int kPerUnit = 1;
   static constexpr int kPerLine = kUnits * kPerUnit;
@@ -49,6 +50,7 @@ struct FloatOperand {
 #if defined(__AVX512BF16__)
 struct BFloat16Operand {
   using Unit = uint32_t;
+  using Storage = BFloat16;
   using Vec = Uint;
   static constexpr int kPerUnit = 2;
   static constexpr int kPerLine = kUnits * kPerUnit;
@@ -148,19 +150,29 @@ constexpr int64_t lines_of(int64_t n) {
   return ceil_div(round_up(n, kNR), Op::kPerLine);
 }
 
-// For every panel of N columns and every tile of the rows: c = a b, then epilogue(first row, rows, first column,
-// columns, c). Measured: EPYC (Zen 4): prefetching the rows that the epilogue touches changes nothing.
-template <class Op, class Epilogue>
+// Panels that are passed over for one tile of rows before the next: as many as this holds, so that they stay in the
+// second-level cache while a tile's rows are still walked along, as memory streams.
+// Measured: EPYC (Zen 4), 1 MiB: 3 % of the forward beside one panel at a time, and no loss beside all of them.
+constexpr int64_t kPanelBytes = 256 << 10;
+
+// For every tile of the rows and every panel of N columns: begin(first row, rows, first column), c = a b, then
+// finish(first row, rows, first column, columns, c).
+template <class Op, class Begin, class Finish>
 AIM_FAST_INLINE void block_product(int64_t rows, int64_t N, int64_t lines, const typename Op::Unit* a,
-                                   const typename Op::Unit* panels, const Epilogue& epilogue) {
+                                   const typename Op::Unit* panels, const Begin& begin, const Finish& finish) {
   alignas(64) float c[kMR * kNR];
-  for (int64_t n = 0; n < N; n += kNR, panels += lines * kUnits * kNR) {
+  const int64_t panel = lines * kUnits * kNR;
+  const int64_t group = kNR * (kPanelBytes / (panel * 4 + 1) + 1);
+  for (int64_t first = 0; first < N; first += group) {
     for (int64_t m = 0; m < rows; m += kMR) {
       const int64_t count = least<int64_t>(kMR, rows - m);
-      with_height(count, [&](auto height) {
-        tile_columns<Op, decltype(height)::value>(lines, a + m * lines * kUnits, panels, c);
-      });
-      epilogue(m, count, n, least<int64_t>(kNR, N - n), c);
+      for (int64_t n = first; n < least(first + group, N); n += kNR) {
+        begin(m, count, n);
+        with_height(count, [&](auto height) {
+          tile_columns<Op, decltype(height)::value>(lines, a + m * lines * kUnits, panels + n / kNR * panel, c);
+        });
+        finish(m, count, n, least<int64_t>(kNR, N - n), c);
+      }
     }
   }
 }

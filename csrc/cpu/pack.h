@@ -52,27 +52,31 @@ void pack_lines(char* const* rows, int64_t count, int64_t n, Dtype dtype, Dtype 
   }
 }
 
-// Columns [first, first + kNR) of the rows [count][n], paired: out[u * ld + j] holds rows kPerUnit u and on.
-// Units up to `units` and columns beyond n are zero.
+// Columns [first, first + columns) of the rows [count][n], paired: out[u * ld + j] holds rows kPerUnit u and on.
+// Units up to `units` and columns beyond n are zero. Row by row, since that is how memory streams.
 template <class Op>
-void pack_paired(char* const* rows, int64_t count, int64_t n, int64_t first, Dtype dtype, Dtype round_to, int64_t units,
-                 typename Op::Unit* out, int64_t ld) {
+void pack_paired(char* const* rows, int64_t count, int64_t n, int64_t first, int64_t columns, Dtype dtype,
+                 Dtype round_to, int64_t units, typename Op::Unit* out, int64_t ld) {
   with_dtype(dtype, [&](auto storage) {
     using S = decltype(storage);
     using Element = typename S::Element;
-    const bool whole = first + kNR <= n;
-    Element edge[Op::kPerUnit][kNR];
+    constexpr int kLast = Op::kPerUnit - 1;
     for (int64_t u = 0; u < units; ++u, out += ld) {
-      const Element* pair[Op::kPerUnit];
-      for (int i = 0; i < Op::kPerUnit; ++i) {
+      const Element* row[Op::kPerUnit];
+      for (int i = 0; i <= kLast; ++i) {
         const int64_t m = u * Op::kPerUnit + i;
-        pair[i] = m < count ? reinterpret_cast<const Element*>(rows[m]) + first : edge[i];
-        if (m < count && whole) continue;
-        for (int64_t j = 0; j < kNR; ++j) edge[i][j] = m < count && first + j < n ? pair[i][j] : Element{};
-        pair[i] = edge[i];
+        row[i] = m < count ? reinterpret_cast<const Element*>(rows[m]) + first : nullptr;
       }
-      for (int64_t j = 0; j < kNR; j += kLanes) {
-        store_vector(out + j, Op::template from_pair<S>(pair[0] + j, pair[Op::kPerUnit - 1] + j, round_to));
+      const int64_t whole = row[kLast] ? least(columns, (n - first) / kLanes * kLanes) : 0;
+      for (int64_t j = 0; j < whole; j += kLanes) {
+        store_vector(out + j, Op::template from_pair<S>(row[0] + j, row[kLast] + j, round_to));
+      }
+      for (int64_t j = whole; j < columns; j += kLanes) {
+        Element edge[Op::kPerUnit][kLanes] = {};
+        for (int i = 0; i <= kLast; ++i) {
+          for (int k = 0; row[i] && k < least<int64_t>(kLanes, n - first - j); ++k) edge[i][k] = row[i][j + k];
+        }
+        store_vector(out + j, Op::template from_pair<S>(edge[0], edge[kLast], round_to));
       }
     }
   });
@@ -114,7 +118,7 @@ void pack_panel(const Array& w, int64_t K, int64_t N, int64_t first, Dtype dtype
     const int64_t k = u * Op::kPerUnit;
     const int64_t count = k < K ? least<int64_t>(kRows, K - k) : 0;
     for (int64_t i = 0; i < count; ++i) rows[i] = w.data + (k + i) * N * element_size(w.dtype);
-    pack_paired<Op>(rows, count, N, first, w.dtype, rounding(w.dtype, dtype),
+    pack_paired<Op>(rows, count, N, first, kNR, w.dtype, rounding(w.dtype, dtype),
                     least<int64_t>(kRows / Op::kPerUnit, units - u), out + u * kNR, kNR);
   }
 }

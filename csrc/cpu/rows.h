@@ -44,36 +44,55 @@ inline void row_factors(const Rows& row_scale, float alpha, int64_t first, int64
   });
 }
 
-// c += columns [n, n + columns) of the rows.
-inline void add_rows(float* c, char* const* rows, int64_t count, int64_t n, int64_t columns, Dtype dtype) {
+// kNR columns of one row, in float.
+struct Span {
+  Float low, high;
+};
+
+AIM_FAST_INLINE Span load_span(const float* c) { return {load_vector<Float>(c), load_vector<Float>(c + kLanes)}; }
+AIM_FAST_INLINE void store_span(float* c, Span v) {
+  store_vector(c, v.low);
+  store_vector(c + kLanes, v.high);
+}
+AIM_FAST_INLINE Span operator+(Span a, Span b) { return {a.low + b.low, a.high + b.high}; }
+AIM_FAST_INLINE Span operator*(Span a, Span b) { return {a.low * b.low, a.high * b.high}; }
+AIM_FAST_INLINE Span operator*(Span a, float b) { return {a.low * b, a.high * b}; }
+
+// Columns [n, n + columns) of a row; zero beyond. The branches go the same way all through a tile, and so cost nothing.
+AIM_FAST_INLINE Span load_columns(const char* row, int64_t n, int64_t columns, Dtype dtype) {
+  Span v;
   with_dtype(dtype, [&](auto storage) {
     using S = decltype(storage);
-    for (int64_t r = 0; r < count; ++r, c += kNR) {
-      const auto* row = reinterpret_cast<const typename S::Element*>(rows[r]) + n;
-      if (columns == kNR) {
-        store_vector(c, load_vector<Float>(c) + S::load(row));
-        store_vector(c + kLanes, load_vector<Float>(c + kLanes) + S::load(row + kLanes));
-        continue;
-      }
-      for (int64_t j = 0; j < columns; j += kLanes) {
-        store_vector(c + j, load_vector<Float>(c + j) + load_part<S>(row + j, columns - j));
-      }
+    const auto* p = reinterpret_cast<const typename S::Element*>(row) + n;
+    if (columns == kNR) {
+      v = {S::load(p), S::load(p + kLanes)};
+    } else {
+      v = {load_part<S>(p, columns), columns > kLanes ? load_part<S>(p + kLanes, columns - kLanes) : Float{}};
     }
   });
+  return v;
 }
 
-// Columns [n, n + columns) of the rows = c, rounded to their dtype.
-inline void store_rows(const float* c, char* const* rows, int64_t count, int64_t n, int64_t columns, Dtype dtype) {
+// Has columns [n, n + kNR) of the rows brought into the cache for writing, while a product runs.
+// Measured: EPYC (Zen 4), one thread: dx takes 5 % less time, y 1 %.
+AIM_FAST_INLINE void prefetch_columns(char* const* rows, int64_t count, int64_t n, Dtype dtype) {
+  for (int64_t r = 0; r < count; ++r) {
+    const char* from = rows[r] + n * element_size(dtype);
+    for (int64_t b = 0; b < kNR * element_size(dtype); b += 64) __builtin_prefetch(from + b, 1, 3);
+  }
+}
+
+// Columns [n, n + columns) of a row = v, rounded to its dtype.
+AIM_FAST_INLINE void store_columns(char* row, int64_t n, int64_t columns, Dtype dtype, Span v) {
   with_dtype(dtype, [&](auto storage) {
     using S = decltype(storage);
-    for (int64_t r = 0; r < count; ++r, c += kNR) {
-      auto* row = reinterpret_cast<typename S::Element*>(rows[r]) + n;
-      if (columns == kNR) {
-        S::store(row, load_vector<Float>(c));
-        S::store(row + kLanes, load_vector<Float>(c + kLanes));
-        continue;
-      }
-      for (int64_t j = 0; j < columns; j += kLanes) store_part<S>(row + j, load_vector<Float>(c + j), columns - j);
+    auto* p = reinterpret_cast<typename S::Element*>(row) + n;
+    if (columns == kNR) {
+      S::store(p, v.low);
+      S::store(p + kLanes, v.high);
+    } else {
+      store_part<S>(p, v.low, columns);
+      if (columns > kLanes) store_part<S>(p + kLanes, v.high, columns - kLanes);
     }
   });
 }
@@ -87,6 +106,17 @@ AIM_FAST_INLINE void store_lines(const float* c, int64_t count, int64_t n, typen
       store_vector(out + u / kUnits * kMR * kUnits + r * kUnits + u % kUnits, Op::from_floats(c + r * kNR + j));
     }
   }
+}
+
+// Columns [n, n + kNR) of row r of a tile of lines.
+template <class Op>
+AIM_FAST_INLINE Span load_lines(const typename Op::Unit* tile, int64_t r, int64_t n) {
+  using S = typename Op::Storage;
+  const auto* elements = reinterpret_cast<const typename S::Element*>(tile);
+  const auto load = [&](int64_t j) {
+    return S::load(elements + (j / Op::kPerLine * kMR + r) * Op::kPerLine + j % Op::kPerLine);
+  };
+  return {load(n), load(n + kLanes)};
 }
 
 // Zeroes the columns from `columns` on, which the padded weights leave undefined once NaN or inf is about.
