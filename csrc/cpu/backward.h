@@ -219,7 +219,16 @@ class Backward {
     if (!p_.dx) return;
 
     const bool exact = !p_.scale && (Op::kPerUnit == 1 || p_.dy.dtype == p_.dtype);  // dy as it is in its lines
-    auto fetch_tile = [&](int64_t m, int64_t rows, int64_t n) { prefetch_columns(dx_rows + m, rows, n, p_.dx.dtype); };
+    // What the block after this one reads; near the end, this block again.
+    char *next_x[kMaxBlockRows], *next_dy[kMaxBlockRows];
+    const int64_t ahead = first + p_.threads * blocks_.rows, next = ahead + count <= p_.M ? ahead : first;
+    if (p_.dw1) row_pointers(p_.x, next, count, next_x);
+    row_pointers(p_.dy, next, count, next_dy);
+    auto fetch_tile = [&](int64_t m, int64_t rows, int64_t n) {
+      prefetch_columns<For::kWriting>(dx_rows + m, rows, n, p_.dx.dtype);
+      if (p_.dw1) prefetch_columns<For::kReading>(next_x + m, rows, n, p_.x.dtype);
+      prefetch_columns<For::kReading>(next_dy + m, rows, n, p_.dy.dtype);
+    };
     auto dx_tile = [&](int64_t m, int64_t rows, int64_t n, int64_t columns, float* c) {
       for (int64_t r = 0; r < rows; ++r) {
         Span dx = load_span(c + r * kNR);

@@ -106,7 +106,9 @@ class Forward {
     block_product<Op>(count, p_.H, lines_d_, x, w1_, [](auto...) {}, hidden_tile);
 
     if (rounding(p_.x.dtype, p_.dtype) == Dtype::kFloat32) rows.lines = x;
-    auto fetch_tile = [&](int64_t m, int64_t tile, int64_t n) { prefetch_columns(rows.y + m, tile, n, p_.y.dtype); };
+    auto fetch_tile = [&](int64_t m, int64_t tile, int64_t n) {
+      prefetch_columns<For::kWriting>(rows.y + m, tile, n, p_.y.dtype);
+    };
     auto output_tile = [&](int64_t m, int64_t tile, int64_t n, int64_t columns, float* c) {
       output(rows, m, tile, n, columns, c);
     };
