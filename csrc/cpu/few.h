@@ -10,29 +10,30 @@ namespace aim_fast::AIM_FAST_ISA {
 // row 0.89, 3 0.91, 7 1.27, 16 1.61. At D = 256, H = 64 all are within a tenth.
 template <class Op>
 constexpr int64_t few_rows = Op::kPerUnit == 1 ? 16 : 4;
-constexpr int kDots = 4;  // kDots rows by kDots columns at a time
 
-// c [kDots, kDots], row stride ldc = a w^T: rows of a [.., K padded with zeros], rows of w [.., K]; those beyond `rows`
-// and `columns` repeat the last one.
-template <class S>
+// Sums held at once: a vector's worth, so that one transposition gives all of them, and at least 8.
+constexpr int kDots = kLanes < 8 ? 8 : kLanes;
+
+// c [kRows, kDots / kRows], row stride ldc = a w^T: rows of a [.., K padded with zeros], rows of w [.., K]; those
+// beyond `rows` and `columns` repeat the last one.
+template <class S, int kRows>
 void dot_tile(const float* a, int64_t lda, int64_t rows, const typename S::Element* w, int64_t K, int64_t columns,
               Dtype round_to, float* c, int64_t ldc) {
-  const float* left[kDots];
-  const typename S::Element* right[kDots];
-  for (int i = 0; i < kDots; ++i) {
-    left[i] = a + least<int64_t>(i, rows - 1) * lda;
-    right[i] = w + least<int64_t>(i, columns - 1) * K;
-  }
-  Float sum[kDots][kDots] = {};
+  constexpr int kColumns = kDots / kRows;
+  const float* left[kRows];
+  const typename S::Element* right[kColumns];
+  for (int i = 0; i < kRows; ++i) left[i] = a + least<int64_t>(i, rows - 1) * lda;
+  for (int j = 0; j < kColumns; ++j) right[j] = w + least<int64_t>(j, columns - 1) * K;
+  Float sum[kRows][kColumns] = {};
   const auto step = [&](int64_t k, auto&& load_right) {
-    Float v[kDots];
+    Float u[kRows];
     AIM_FAST_UNROLL
-    for (int j = 0; j < kDots; ++j) v[j] = load_right(right[j] + k);
+    for (int i = 0; i < kRows; ++i) u[i] = load_vector<Float>(left[i] + k);
     AIM_FAST_UNROLL
-    for (int i = 0; i < kDots; ++i) {
-      const Float u = load_vector<Float>(left[i] + k);
+    for (int j = 0; j < kColumns; ++j) {
+      const Float v = load_right(right[j] + k);
       AIM_FAST_UNROLL
-      for (int j = 0; j < kDots; ++j) sum[i][j] = u * v[j] + sum[i][j];
+      for (int i = 0; i < kRows; ++i) sum[i][j] = u[i] * v + sum[i][j];
     }
   };
   const int64_t whole = K / kLanes * kLanes;
@@ -43,12 +44,12 @@ void dot_tile(const float* a, int64_t lda, int64_t rows, const typename S::Eleme
     step(whole, [&](const typename S::Element* p) { return rounded(load_part<S>(p, K - whole), round_to); });
   }
   // Each vector down to the sum of its lanes: kLanes of them at a time, transposed and added.
-  alignas(64) float dots[kDots * kDots];
+  alignas(64) float dots[kDots];
   AIM_FAST_UNROLL
-  for (int first = 0; first < kDots * kDots; first += kLanes) {
+  for (int first = 0; first < kDots; first += kLanes) {
     Float v[kLanes];
     AIM_FAST_UNROLL
-    for (int i = 0; i < kLanes; ++i) v[i] = sum[(first + i) / kDots][(first + i) % kDots];
+    for (int i = 0; i < kLanes; ++i) v[i] = sum[(first + i) / kColumns][(first + i) % kColumns];
     transpose(v);
     AIM_FAST_UNROLL
     for (int width = kLanes / 2; width; width /= 2) {
@@ -58,7 +59,7 @@ void dot_tile(const float* a, int64_t lda, int64_t rows, const typename S::Eleme
     store_vector(dots + first, v[0]);
   }
   for (int64_t i = 0; i < rows; ++i) {
-    for (int64_t j = 0; j < columns; ++j) c[i * ldc + j] = dots[i * kDots + j];
+    for (int64_t j = 0; j < columns; ++j) c[i * ldc + j] = dots[i * kColumns + j];
   }
 }
 
@@ -68,10 +69,21 @@ inline void dot_product(const float* a, int64_t lda, int64_t rows, const Array& 
   with_dtype(w.dtype, [&](auto storage) {
     using S = decltype(storage);
     const auto* p = reinterpret_cast<const typename S::Element*>(w.data) + n * K;
-    for (int64_t j = 0; j < columns; j += kDots) {
-      for (int64_t i = 0; i < rows; i += kDots) {
-        dot_tile<S>(a + i * lda, lda, least<int64_t>(kDots, rows - i), p + j * K, K, least<int64_t>(kDots, columns - j),
-                    rounding(w.dtype, dtype), c + i * kNR + j, kNR);
+    const auto tiles = [&](int64_t first, int64_t count, auto height) {
+      constexpr int kRows = decltype(height)::value, kColumns = kDots / kRows;
+      for (int64_t j = 0; j < columns; j += kColumns) {
+        dot_tile<S, kRows>(a + first * lda, lda, count, p + j * K, K, least<int64_t>(kColumns, columns - j),
+                           rounding(w.dtype, dtype), c + first * kNR + j, kNR);
+      }
+    };
+    for (int64_t i = 0; i < rows; i += 4) {
+      const int64_t count = least<int64_t>(4, rows - i);
+      if (count == 1) {
+        tiles(i, count, Height<1>{});
+      } else if (count == 2) {
+        tiles(i, count, Height<2>{});
+      } else {
+        tiles(i, count, Height<4>{});
       }
     }
   });
