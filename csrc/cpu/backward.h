@@ -18,8 +18,8 @@
 // the products are in bf16; results once Source    Adapter of AIM (Yang et al., ICLR 2023)
 #pragma once
 
-#include "activation.h"
-#include "rows.h"
+#include "few_backward.h"
+#include "gradients.h"
 #include "scratch.h"
 
 namespace aim_fast::AIM_FAST_ISA {
@@ -43,6 +43,7 @@ class Backward {
         ld_h_(panels_h_ * kNR + kUnits) {}
 
   void run() {
+    if (p_.M <= few_rows<Op>) return FewBackward<Op>(p_).run();
     allocate();
     widen(p_.b1, p_.H, p_.H, 1.0f, 0.0f, b1_);
     widen(p_.scale, p_.D, p_.scale_size, 1.0f, 1.0f, scale_);
@@ -60,9 +61,7 @@ class Backward {
       }
     }
     each(panels_d_, &Backward::finish);
-    if (p_.db1) narrow(p_.H, p_.db1, [&](int64_t h) { return db1_[h]; });
-    if (p_.db2) narrow(p_.D, p_.db2, [&](int64_t d) { return p_.alpha * scale_[d] * db2_[d]; });
-    if (p_.dscale) finish_dscale();
+    finish_vectors(p_, scale_, db1_, db2_, dscale_);
   }
 
  private:
@@ -193,7 +192,7 @@ class Backward {
     Unit* h_paired = p_.dw2 ? h_ + i * paired_units() * ld_h_ : nullptr;
     auto hidden_tile = [&](int64_t m, int64_t rows, int64_t n, int64_t columns, float* c) {
       alignas(64) float h[kMR * kNR] = {};  // an odd tile pairs its last row with one of zeros
-      const Span sum = hidden(z_rows + m, z_dtype, factors + m, rows, n, columns, c, h);
+      const Span sum = hidden_gradient(p_, z_rows + m, z_dtype, factors + m, rows, n, columns, c, h);
       if (db1) store_span(db1 + n, load_span(db1 + n) + sum);
       if (p_.dx) store_lines<Op>(c, rows, n, dz + m * lines_h_ * kUnits);
       if (p_.dscale) store_lines<Op>(h, rows, n, h_lines + m * lines_h_ * kUnits);
@@ -240,27 +239,6 @@ class Backward {
       }
     };
     block_product<Op>(count, p_.D, lines_h_, dz, w1_back_, fetch_tile, dx_tile);
-  }
-
-  // c: dh becomes dz; h: row_scale * act(z). Columns beyond H become zero. Returns the sum of dz over the rows.
-  Span hidden(char* const* z_rows, Dtype z_dtype, const float* factors, int64_t rows, int64_t n, int64_t columns,
-              float* c, float* h) {
-    Span sum{};
-    with_activation(p_.activation, [&](auto activation) {
-      using A = decltype(activation);
-      for (int64_t r = 0; r < rows; ++r) {
-        const Span z = load_columns(z_rows[r], n, columns, z_dtype);
-        const Span dh = load_span(c + r * kNR) * (p_.alpha * factors[r]);
-        Span value;
-        const Span dz = {backward<A>(z.low, dh.low, value.low), backward<A>(z.high, dh.high, value.high)};
-        sum = sum + dz;
-        store_span(c + r * kNR, dz);
-        store_span(h + r * kNR, value * factors[r]);
-      }
-    });
-    clear_columns(c, rows, columns);
-    clear_columns(h, rows, columns);
-    return sum;
   }
 
   void store_paired(const float* c, int64_t rows, Unit* out) const {
@@ -341,23 +319,6 @@ class Backward {
       auto* row = reinterpret_cast<typename S::Element*>(p_.dw2.data) + d * p_.H;
       store_part<S>(row + n, g * (scale_[d] * p_.alpha), p_.H - n);
     });
-  }
-
-  // out [n] = value(i), rounded to its dtype.
-  template <class Value>
-  static void narrow(int64_t n, const Array& out, const Value& value) {
-    with_dtype(out.dtype, [&](auto storage) {
-      using S = decltype(storage);
-      for (int64_t i = 0; i < n; ++i) {
-        store_part<S>(reinterpret_cast<typename S::Element*>(out.data) + i, splat(static_cast<float>(value(i))), 1);
-      }
-    });
-  }
-
-  void finish_dscale() {
-    double total = 0.0;
-    for (int64_t d = 0; d < p_.D; ++d) total += dscale_[d];
-    narrow(p_.scale_size, p_.dscale, [&](int64_t d) { return p_.alpha * (p_.scale_size == 1 ? total : dscale_[d]); });
   }
 
   const BackwardParams& p_;

@@ -63,29 +63,72 @@ void dot_tile(const float* a, int64_t lda, int64_t rows, const typename S::Eleme
   }
 }
 
+// Calls f(first row, rows, height) for every four rows and the rest, with the height that covers them.
+template <class F>
+AIM_FAST_INLINE void by_fours(int64_t rows, const F& f) {
+  for (int64_t i = 0; i < rows; i += 4) {
+    const int64_t count = least<int64_t>(4, rows - i);
+    if (count == 1) {
+      f(i, count, Height<1>{});
+    } else if (count == 2) {
+      f(i, count, Height<2>{});
+    } else {
+      f(i, count, Height<4>{});
+    }
+  }
+}
+
 // c [rows, kNR] = a w^T for columns [n, n + columns) of the product; the other columns are left as they are.
 inline void dot_product(const float* a, int64_t lda, int64_t rows, const Array& w, int64_t K, int64_t n,
                         int64_t columns, Dtype dtype, float* c) {
   with_dtype(w.dtype, [&](auto storage) {
     using S = decltype(storage);
     const auto* p = reinterpret_cast<const typename S::Element*>(w.data) + n * K;
-    const auto tiles = [&](int64_t first, int64_t count, auto height) {
+    by_fours(rows, [&](int64_t first, int64_t count, auto height) {
       constexpr int kRows = decltype(height)::value, kColumns = kDots / kRows;
       for (int64_t j = 0; j < columns; j += kColumns) {
         dot_tile<S, kRows>(a + first * lda, lda, count, p + j * K, K, least<int64_t>(kColumns, columns - j),
                            rounding(w.dtype, dtype), c + first * kNR + j, kNR);
       }
-    };
-    for (int64_t i = 0; i < rows; i += 4) {
-      const int64_t count = least<int64_t>(4, rows - i);
-      if (count == 1) {
-        tiles(i, count, Height<1>{});
-      } else if (count == 2) {
-        tiles(i, count, Height<2>{});
-      } else {
-        tiles(i, count, Height<4>{});
-      }
+    });
+  });
+}
+
+// c [kRows, kNR] = a w for kNR columns of w [K, ldw] from here on, those beyond `columns` zero; rows of a beyond `rows`
+// repeat the last one.
+template <class S, int kRows>
+void row_tile(const float* a, int64_t lda, int64_t rows, const typename S::Element* w, int64_t ldw, int64_t K,
+              int64_t columns, Dtype round_to, float* c) {
+  const float* left[kRows];
+  for (int i = 0; i < kRows; ++i) left[i] = a + least<int64_t>(i, rows - 1) * lda;
+  Float sum[kRows][2] = {};
+  const bool whole = columns == kNR;
+  for (int64_t k = 0; k < K; ++k, w += ldw) {
+    Float low = whole ? S::load(w) : load_part<S>(w, columns);
+    Float high = whole ? S::load(w + kLanes) : columns > kLanes ? load_part<S>(w + kLanes, columns - kLanes) : Float{};
+    low = rounded(low, round_to), high = rounded(high, round_to);
+    AIM_FAST_UNROLL
+    for (int i = 0; i < kRows; ++i) {
+      sum[i][0] = left[i][k] * low + sum[i][0];
+      sum[i][1] = left[i][k] * high + sum[i][1];
     }
+  }
+  for (int64_t i = 0; i < rows; ++i) {
+    store_vector(c + i * kNR, sum[i][0]);
+    store_vector(c + i * kNR + kLanes, sum[i][1]);
+  }
+}
+
+// c [rows, kNR] = a w for columns [n, n + columns) of w [K, N]; the other columns become zero.
+inline void row_product(const float* a, int64_t lda, int64_t rows, const Array& w, int64_t K, int64_t N, int64_t n,
+                        int64_t columns, Dtype dtype, float* c) {
+  with_dtype(w.dtype, [&](auto storage) {
+    using S = decltype(storage);
+    const auto* p = reinterpret_cast<const typename S::Element*>(w.data) + n;
+    by_fours(rows, [&](int64_t first, int64_t count, auto height) {
+      row_tile<S, decltype(height)::value>(a + first * lda, lda, count, p, N, K, columns, rounding(w.dtype, dtype),
+                                           c + first * kNR);
+    });
   });
 }
 
