@@ -66,7 +66,8 @@ struct Problem {
 struct ForwardParams : Problem {
   Rows x, residual;
   Rows y;
-  Array z;  // [M, H] in the compute dtype; absent: not kept
+  Array z;                       // [M, H] in the compute dtype; absent: not kept
+  const char* packed = nullptr;  // both weights as Kernels::pack lays them, aligned to 64; absent: packed by the call
 };
 
 struct BackwardParams : Problem {

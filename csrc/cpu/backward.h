@@ -33,7 +33,7 @@ class Backward {
       : p_(params),
         need_dz_(p_.dx || p_.dw1 || p_.db1),
         need_h_(p_.dw2 || p_.dscale),
-        blocks_(cut_rows(p_.M, kMinBlocks)),
+        blocks_(cut_rows(p_.M, kCutFor)),
         group_(p_.dw1 || p_.dw2 ? least<int64_t>(blocks_.count, 2 * p_.threads) : blocks_.count),
         lines_d_(lines_of<Op>(p_.D)),
         lines_h_(lines_of<Op>(p_.H)),
@@ -65,7 +65,7 @@ class Backward {
   }
 
  private:
-  static constexpr int64_t kMinBlocks = 2;
+  static constexpr int64_t kCutFor = 2;  // threads; any number may come
 
   // A paired buffer of one block: its rows in units, columns with a stride that spreads over the cache's sets.
   int64_t paired_units() const { return ceil_div(blocks_.rows, Op::kPerUnit); }

@@ -10,6 +10,9 @@ namespace aim_fast::AIM_FAST_ISA {
 // row 0.89, 3 0.91, 7 1.27, 16 1.61. At D = 256, H = 64 all are within a tenth.
 template <class Op>
 constexpr int64_t few_rows = Op::kPerUnit == 1 ? 16 : 4;
+// The same where the forward's weights were packed before.
+template <class Op>
+constexpr int64_t few_rows_packed = Op::kPerUnit == 1 ? 2 : 0;
 
 // Sums held at once: a vector's worth, so that one transposition gives all of them, and at least 8.
 constexpr int kDots = kLanes < 8 ? 8 : kLanes;

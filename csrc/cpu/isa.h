@@ -14,6 +14,20 @@ inline void forward(const ForwardParams& p) {
   Forward<FloatOperand>(p).run();
 }
 
+inline int64_t packed_bytes(const ForwardParams& p) {
+#if defined(__AVX512BF16__)
+  if (p.dtype == Dtype::kBFloat16) return Forward<BFloat16Operand>(p).packed_bytes();
+#endif
+  return Forward<FloatOperand>(p).packed_bytes();
+}
+
+inline void pack(const ForwardParams& p, char* out) {
+#if defined(__AVX512BF16__)
+  if (p.dtype == Dtype::kBFloat16) return Forward<BFloat16Operand>(p).pack(out);
+#endif
+  Forward<FloatOperand>(p).pack(out);
+}
+
 inline void backward(const BackwardParams& p) {
 #if defined(__AVX512BF16__)
   if (p.dtype == Dtype::kBFloat16) return Backward<BFloat16Operand>(p).run();

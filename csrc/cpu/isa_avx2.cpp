@@ -3,5 +3,5 @@
 #include "isa.h"
 
 namespace aim_fast {
-extern const Kernels kernels_avx2{"avx2", avx2::forward, avx2::backward, avx2::peak};
+extern const Kernels kernels_avx2{"avx2", avx2::forward, avx2::backward, avx2::packed_bytes, avx2::pack, avx2::peak};
 }  // namespace aim_fast

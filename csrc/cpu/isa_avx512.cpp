@@ -3,5 +3,6 @@
 #include "isa.h"
 
 namespace aim_fast {
-extern const Kernels kernels_avx512{"avx512", avx512::forward, avx512::backward, avx512::peak};
+extern const Kernels kernels_avx512{"avx512",     avx512::forward, avx512::backward, avx512::packed_bytes,
+                                    avx512::pack, avx512::peak};
 }  // namespace aim_fast

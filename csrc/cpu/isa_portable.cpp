@@ -3,5 +3,6 @@
 #include "isa.h"
 
 namespace aim_fast {
-extern const Kernels kernels_portable{"portable", portable::forward, portable::backward, portable::peak};
+extern const Kernels kernels_portable{"portable",     portable::forward, portable::backward, portable::packed_bytes,
+                                      portable::pack, portable::peak};
 }  // namespace aim_fast

@@ -9,6 +9,9 @@ struct Kernels {
   const char* name;
   void (*forward)(const ForwardParams&);
   void (*backward)(const BackwardParams&);
+  // The weights as the forward's products read them, good for calls of the same D, H and compute dtype.
+  int64_t (*packed_bytes)(const ForwardParams&);
+  void (*pack)(const ForwardParams&, char* out);
   // A loop of independent multiply-adds in registers: FLOP done. The dtype's own instruction, or fp32's.
   int64_t (*peak)(Dtype, int64_t rounds);
 };

@@ -7,19 +7,30 @@ namespace aim_fast::AIM_FAST_ISA {
 
 // Largest block: its lines stay in the second-level cache while every panel passes over them.
 constexpr int64_t kMaxBlockRows = 120;
-static_assert(kMaxBlockRows % kMR == 0);
+constexpr int64_t kMinBlockRows = 60;  // of those that are not short for lack of rows
+static_assert(kMaxBlockRows % kMR == 0 && kMinBlockRows % kMR == 0);
 
 struct Blocks {
   int64_t rows;  // of each block, a multiple of kMR
   int64_t count;
 };
 
-// Blocks of equal work for every thread. For results that depend on the cut, pass threads = 1.
+// Blocks that keep this many threads equally busy: of the heights that are not small, the one with which the busiest
+// thread has fewest rows. Where results depend on the cut, the number must not be that of the threads there are.
+// Measured: EPYC (Zen 4), two threads, M = 1576: 22 blocks of 72 rows take 5 % less time than 14 of 120.
 inline Blocks cut_rows(int64_t M, int64_t threads) {
   if (M == 0) return {kMR, 0};
-  const int64_t wanted = threads * ceil_div(M, threads * kMaxBlockRows);
-  const int64_t rows = round_up(ceil_div(M, wanted), kMR);
-  return {rows, ceil_div(M, rows)};
+  const int64_t share = round_up(ceil_div(M, threads), kMR);
+  Blocks best{least(share, kMaxBlockRows), 0};
+  int64_t fewest = 0;
+  for (int64_t rows = best.rows; rows >= least(share, kMinBlockRows); rows -= kMR) {
+    const int64_t count = ceil_div(M, rows), busiest = ceil_div(count, threads) * rows;
+    if (best.count == 0 || busiest < fewest) {
+      best = {rows, count};
+      fewest = busiest;
+    }
+  }
+  return best;
 }
 
 // Pointers to rows [first, first + count).

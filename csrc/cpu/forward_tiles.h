@@ -1,0 +1,82 @@
+// What becomes of the forward's tiles: x w1^T into h, h w2^T into y. Shared by the ways through the products.
+#pragma once
+
+#include "activation.h"
+#include "rows.h"
+#include "scratch.h"
+
+namespace aim_fast::AIM_FAST_ISA {
+
+// Some rows of the call.
+template <class Op>
+struct ForwardRows {
+  int64_t first, count;
+  char *x[kMaxBlockRows], *y[kMaxBlockRows], *residual[kMaxBlockRows];
+  float factors[kMaxBlockRows];
+  const typename Op::Unit* lines = nullptr;  // x once more; absent where the compute dtype does not hold it exactly
+
+  ForwardRows(const ForwardParams& p, int64_t first_row, int64_t rows) : first(first_row), count(rows) {
+    row_pointers(p.x, first, count, x);
+    row_pointers(p.y, first, count, y);
+    if (p.residual) row_pointers(p.residual, first, count, residual);
+    row_factors(p.row_scale, p.alpha, first, count, factors);
+  }
+};
+
+template <class Op>
+class ForwardTiles {
+ public:
+  ForwardTiles(const ForwardParams& p, Layout& layout)
+      : p_(p),
+        b1_at_(layout.add(round_up(p.H, kNR) * sizeof(float))),
+        b2_at_(layout.add(round_up(p.D, kNR) * sizeof(float))),
+        scale_at_(layout.add(round_up(p.D, kNR) * sizeof(float))) {}
+
+  // The vectors in float, padded, in the scratch that the layout describes.
+  void fill(char* scratch) {
+    b1_ = reinterpret_cast<float*>(scratch + b1_at_);
+    b2_ = reinterpret_cast<float*>(scratch + b2_at_);
+    scale_ = reinterpret_cast<float*>(scratch + scale_at_);
+    widen(p_.b1, p_.H, p_.H, 1.0f, 0.0f, b1_);
+    widen(p_.b2, p_.D, p_.D, 1.0f, 0.0f, b2_);
+    widen(p_.scale, p_.D, p_.scale_size, 1.0f, 1.0f, scale_);
+  }
+
+  // A tile of h w2^T becomes y: bias, scales, skip, residual, rounding.
+  void output(const ForwardRows<Op>& rows, int64_t m, int64_t tile, int64_t n, int64_t columns, const float* c) const {
+    const Span bias = load_span(b2_ + n), scale = load_span(scale_ + n);
+    for (int64_t r = 0; r < tile; ++r) {
+      Span y = (load_span(c + r * kNR) + bias) * (scale * rows.factors[m + r]);
+      if (p_.skip) {
+        y = y + (rows.lines ? load_lines<Op>(rows.lines + m * lines_of<Op>(p_.D) * kUnits, r, n)
+                            : load_columns(rows.x[m + r], n, columns, p_.x.dtype));
+      }
+      if (p_.residual) y = y + load_columns(rows.residual[m + r], n, columns, p_.residual.dtype);
+      store_columns(rows.y[m + r], n, columns, p_.y.dtype, y);
+    }
+  }
+
+  // A tile of x w1^T becomes h: bias, z kept if asked, activation, rounding.
+  void hidden(int64_t first, int64_t rows, int64_t n, int64_t columns, float* c) const {
+    const Span bias = load_span(b1_ + n);
+    const int64_t step = p_.H * element_size(p_.z.dtype);
+    with_activation(p_.activation, [&](auto activation) {
+      using A = decltype(activation);
+      for (int64_t r = 0; r < rows; ++r) {
+        const Span z = load_span(c + r * kNR) + bias;
+        if (p_.z) store_columns(p_.z.data + (first + r) * step, n, columns, p_.z.dtype, z);
+        Span h = {A::value(z.low), A::value(z.high)};
+        if (Op::kPerUnit == 1) h = {rounded(h.low, p_.dtype), rounded(h.high, p_.dtype)};
+        store_span(c + r * kNR, h);
+      }
+    });
+    clear_columns(c, rows, columns);
+  }
+
+ private:
+  const ForwardParams& p_;
+  const size_t b1_at_, b2_at_, scale_at_;
+  float *b1_ = nullptr, *b2_ = nullptr, *scale_ = nullptr;
+};
+
+}  // namespace aim_fast::AIM_FAST_ISA
