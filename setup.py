@@ -37,7 +37,7 @@ SOURCES = sorted(str(path) for path in Path("csrc").glob("**/*.cpp"))
 HEADERS = sorted(str(path) for path in Path("csrc").glob("**/*.h"))
 
 # gcc 12 warns of its own AVX-512 headers otherwise.
-WARNINGS = "-Wall -Wextra -Werror=return-type -Wno-maybe-uninitialized"
+WARNINGS = "-Wall -Wextra -Werror=return-type -Wno-maybe-uninitialized -Wno-unknown-warning-option"
 # NaN and inf go through the kernels as in eager, so nothing of -ffast-math that assumes them away.
 COMMON_FLAGS = f"-std=c++20 -fPIC -fvisibility=hidden {WARNINGS} -fno-math-errno -fno-trapping-math"
 RELEASE_FLAGS = "-O3"
