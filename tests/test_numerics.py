@@ -92,6 +92,9 @@ CASES = {
     "few_ragged": Case((13, 75), 21, activation="silu", residual_as=padded_rows, scale=(75,)),
     "few_ragged_bf16": Case((13, 75), 21, BF16, residual_as=padded_rows, row_scale=(13,)),
     "few_ragged_fp16": Case((15, 75), 21, FP16, "leaky_relu", residual_as=padded_rows),
+    "two_rows": Case((2, 100), 24, scale=(1,), alpha=0.5, dy_as=expanded_rows),
+    "three_rows_bf16": Case((3, 75), 40, BF16, scale=(75,), row_scale=(3,)),
+    "few_factors": Case((6, 48), 12, scale=(48,), row_scale=(6,), alpha=-0.5, skip=False),
     "few_wide": Case((14, 1280), 320, w_as=columns),
     "few_transposed": Case(
         (2, 3, 2, 70), 18, x_as=turned(2, 0, 1, 3), residual_as=turned(1, 2, 0, 3), row_scale=(3, 1)
