@@ -54,6 +54,13 @@ def adapter(
     check_arguments(x, w1, b1, w2, b2, activation, scale, row_scale, residual)
     dtype = compute_dtype(x, w1, b1, w2, b2)
     alpha, scale_tensor = (1.0, scale) if isinstance(scale, Tensor) else (float(scale), None)
+    call = (x, w1, b1, w2, b2, scale_tensor, row_scale, residual, activation, skip, alpha, dtype, recompute)
+    # An exported program keeps the call whole: it is differentiable, and the backend is chosen where the program runs.
+    return ops.adapter_exported(*call) if torch.compiler.is_exporting() else _run(*call)
+
+
+def _run(x, w1, b1, w2, b2, scale_tensor, row_scale, residual, activation, skip, alpha, dtype, recompute):
+    """`adapter` once its arguments are checked, its dtype is known and its scale is split."""
     choice = dispatch.select(x.device.type, (x, w1, b1, w2, b2, scale_tensor, row_scale, residual), dtype)
     if choice.backend == "eager":
         return reference.composition(
@@ -64,13 +71,18 @@ def adapter(
             b2,
             activation=activation,
             skip=skip,
-            scale=scale,
+            scale=alpha if scale_tensor is None else scale_tensor,
             row_scale=row_scale,
             residual=residual,
             dtype=dtype,
         )
     if x.dim() > MAX_DIMS:
-        return _flattened(x, w1, b1, w2, b2, activation, skip, scale, row_scale, residual, recompute)
+        leading = x.shape[:-1]
+        x, shape = x.reshape(-1, x.shape[-1]), x.shape
+        row_scale = None if row_scale is None else row_scale.expand(leading).reshape(-1)
+        residual = None if residual is None else residual.reshape(x.shape)
+        rows = (x, w1, b1, w2, b2, scale_tensor, row_scale, residual)
+        return _run(*rows, activation, skip, alpha, dtype, recompute).view(shape)
     if x.stride(-1) != 1 and x.shape[-1] != 1:
         x = x.contiguous()
     if residual is not None and residual.stride(-1) != 1 and residual.shape[-1] != 1:
@@ -84,25 +96,6 @@ def adapter(
     # x as it is multiplied, and as eager keeps it, where that is narrower.
     narrow = x.to(dtype) if keep_x and dtype.itemsize < x.dtype.itemsize else None
     return _Adapter.apply(x, w1, b1, w2, b2, scale_tensor, row_scale, residual, narrow, *call, keep_x, keep_z)[0]
-
-
-def _flattened(x, w1, b1, w2, b2, activation, skip, scale, row_scale, residual, recompute):
-    """`adapter` over rows [M, D], copied where x or the residual have more dimensions than a kernel walks."""
-    leading = x.shape[:-1]
-    y = adapter(
-        x.reshape(-1, x.shape[-1]),
-        w1,
-        b1,
-        w2,
-        b2,
-        activation=activation,
-        skip=skip,
-        scale=scale,
-        row_scale=None if row_scale is None else row_scale.expand(leading).reshape(-1),
-        residual=None if residual is None else residual.reshape(-1, x.shape[-1]),
-        recompute=recompute,
-    )
-    return y.view(x.shape)
 
 
 def explain(
@@ -180,3 +173,6 @@ class _Adapter(torch.autograd.Function):
             results = ops.adapter_backward(dy, x, z, w1, b1, w2, b2, scale, row_scale, *ctx.call, needs)
             grads = [g if want else None for g, want in zip(results, wanted, strict=True)]
         return *grads, None, dresidual, *(None,) * 7
+
+
+ops._library.impl("adapter", _run, "CompositeImplicitAutograd")
