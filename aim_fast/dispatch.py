@@ -19,6 +19,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from aim_fast.reference import transformed
+
 _HERE = Path(__file__).parent
 
 
@@ -90,11 +92,6 @@ def _load_library() -> str:
 _HALF_OR_FLOAT = {torch.float32, torch.bfloat16, torch.float16}
 
 
-def _no_transform(call: Call) -> bool:
-    """No functorch transform or forward-mode level is active: those differentiate the composition itself."""
-    return not torch._C._are_functorch_transforms_active() and torch.autograd.forward_ad._current_level < 0
-
-
 def _no_onnx(call: Call) -> bool:
     """No ONNX export is running: ONNX knows the parts of the composition, and nothing of the operator."""
     return "torch.onnx" not in sys.modules or not torch.onnx.is_in_onnx_export()
@@ -108,7 +105,7 @@ _TABLE = (
         (
             Limit("cpu: takes CPU tensors only", lambda call: call.device == "cpu"),
             Limit("cpu: takes float32, bfloat16 and float16 only", lambda call: call.dtypes <= _HALF_OR_FLOAT),
-            Limit("cpu: not under torch.func transforms or forward-mode AD", _no_transform),
+            Limit("cpu: not under torch.func transforms or forward-mode AD", lambda call: not transformed()),
             Limit("cpu: not in an ONNX export", _no_onnx),
         ),
         _load_library(),

@@ -79,10 +79,13 @@ def no_autocast(device: str) -> AbstractContextManager[object]:
     return torch.autocast(device, enabled=False) if torch.amp.is_autocast_available(device) else nullcontext()
 
 
-class _Linear(torch.autograd.Function):
-    """F.linear whose backward ignores the autocast state of its time, which PyTorch's own would obey."""
+def transformed() -> bool:
+    """Whether a torch.func transform or a forward-mode level is active: they see through PyTorch's own functions only."""
+    return torch._C._are_functorch_transforms_active() or torch.autograd.forward_ad._current_level >= 0
 
-    generate_vmap_rule = True
+
+class _Linear(torch.autograd.Function):
+    """F.linear whose backward ignores the autocast state of its time, which PyTorch's own obeys."""
 
     @staticmethod
     def forward(x, w, b):
@@ -90,9 +93,8 @@ class _Linear(torch.autograd.Function):
 
     @staticmethod
     def setup_context(ctx, inputs, output):
-        x, w, b = inputs
+        x, w, _ = inputs
         ctx.save_for_backward(x if w.requires_grad else None, w if x.requires_grad else None)
-        ctx.save_for_forward(x, w)
 
     @staticmethod
     def backward(ctx, dy):
@@ -105,12 +107,6 @@ class _Linear(torch.autograd.Function):
                 rows.t() @ x.reshape(-1, x.shape[-1]) if need_w else None,
                 rows.sum(0) if need_b else None,
             )
-
-    @staticmethod
-    def jvp(ctx, tx, tw, tb):
-        x, w = ctx.saved_tensors
-        ty = F.linear(tx, w) + F.linear(x, tw)
-        return ty if tb is None else ty + tb
 
 
 def composition(
@@ -132,8 +128,7 @@ def composition(
     `dtype` is the compute dtype (default: the promotion of x and the weights). Every step rounds to it.
     """
     dtype = dtype or promoted(x, w1, b1, w2, b2)
-    # A compiler traces the backward beside the forward, so its time does not matter, and refuses a jvp.
-    linear = F.linear if torch.compiler.is_compiling() else _Linear.apply
+    linear = F.linear if transformed() else _Linear.apply
     with no_autocast(x.device.type):
         z = linear(x.to(dtype), w1.to(dtype), None if b1 is None else b1.to(dtype))
         y = linear(activate(z, activation), w2.to(dtype), None if b2 is None else b2.to(dtype))
