@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import sys
+
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from aim_fast import dispatch, ops, reference
 from aim_fast.checks import check_arguments
 
+# What is no subclass with a meaning of its own, such as DTensor, whose module is not imported before somebody uses it.
+_LOCAL = (Tensor, nn.Parameter)
 MAX_DIMS = 9  # of x, the last one included: as many as csrc/common/params.h holds
 
 
@@ -45,6 +49,7 @@ def adapter(
 
     Gradients flow to x, the weights and biases, residual and a tensor scale, each computed only when asked for. Kept
     for the backward are x and the pre-activation z [M, H] at most. Gradients of any order and torch.func work.
+    DTensors run by the rules of `aim_fast.parallel`.
 
     Raises:
         TypeError, ValueError: an argument does not fit; the text says which, what is needed and the remedy.
@@ -52,6 +57,11 @@ def adapter(
     Source: Adapter of AIM (Yang et al., ICLR 2023).
     """
     check_arguments(x, w1, b1, w2, b2, activation, scale, row_scale, residual)
+    if (type(w1) not in _LOCAL or type(x) not in _LOCAL) and "torch.distributed.tensor" in sys.modules:
+        from aim_fast import parallel  # stands above this file: each rank's part is a call of adapter()
+
+        if parallel.on_mesh(x, w1, b1, w2, b2):
+            return parallel.adapter(x, w1, b1, w2, b2, activation, skip, scale, row_scale, residual, recompute)
     dtype = compute_dtype(x, w1, b1, w2, b2)
     alpha, scale_tensor = (1.0, scale) if isinstance(scale, Tensor) else (float(scale), None)
     call = (x, w1, b1, w2, b2, scale_tensor, row_scale, residual, activation, skip, alpha, dtype, recompute)

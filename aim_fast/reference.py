@@ -80,7 +80,7 @@ def no_autocast(device: str) -> AbstractContextManager[object]:
 
 
 def transformed() -> bool:
-    """Whether a torch.func transform or a forward-mode level is active: they see through PyTorch's own functions only."""
+    """Whether a torch.func transform or a forward-mode level is active: those know PyTorch's own functions only."""
     return torch._C._are_functorch_transforms_active() or torch.autograd.forward_ad._current_level >= 0
 
 
