@@ -100,18 +100,15 @@ def adapter(
     for name, t in weights.items():
         _expect(name, t, mesh, RULES[rule][name])
     place = _place_of_x(x, mesh, rule)
-    others: dict[str, tuple[Any, Placement]] = {
-        "residual": (residual, place),
-        "scale": (scale, WHOLE),
-        "row_scale": (row_scale, WHOLE),
-    }
-    for name, (t, needed) in others.items():
-        if isinstance(t, DTensor) or (name == "residual" and isinstance(x, DTensor)):
-            _expect(name, t, mesh, needed)
-    if residual is not None and isinstance(residual, DTensor) and not isinstance(x, DTensor):
+    if isinstance(residual, DTensor) and not isinstance(x, DTensor):
         raise ValueError(
             "adapter: residual is a DTensor but x is not; expected two of a kind; use residual.full_tensor()"
         )
+    if isinstance(x, DTensor):
+        _expect("residual", residual, mesh, place)
+    for name, factor in (("scale", scale), ("row_scale", row_scale)):
+        if isinstance(factor, DTensor):
+            _expect(name, factor, mesh, WHOLE)
     if place != WHOLE:
         if row_scale is not None:
             raise ValueError(f"adapter: x is placed {place} and row_scale given; expected x whole or no row_scale")
@@ -122,8 +119,8 @@ def adapter(
 
     sums: list[Placement] | None = None if place == WHOLE else [Partial()]  # over the rows of every rank
     parts = [_local(t, sums) for t in (w1, b1, w2, b2)]
-    factor = _local(scale, sums) if isinstance(scale, Tensor) else scale
-    options = {"activation": activation, "scale": factor, "row_scale": _local(row_scale), "recompute": recompute}
+    own = _local(scale, sums) if isinstance(scale, Tensor) else scale
+    options = {"activation": activation, "scale": own, "row_scale": _local(row_scale), "recompute": recompute}
     call = _summed if rule == "tensor parallel" else _apart
     y = call(mesh, _local(x), *parts, skip=skip, residual=_local(residual), **options)  # type: ignore[arg-type]
     if not isinstance(x, DTensor):

@@ -1,4 +1,4 @@
-"""What each of several processes runs: `python tests/processes.py FOLDER` leaves results for two and for four in FOLDER.
+"""What each of several processes runs: `python tests/processes.py FOLDER` leaves the results of two and of four there.
 
 One import of torch serves all: the processes are forked before it has computed anything.
 """
@@ -61,7 +61,8 @@ def net(**options: Any) -> Net:
 
 def data() -> tuple[Tensor, Tensor]:
     """x and the target of a whole batch."""
-    return torch.randn(2, SAMPLES, 5, WIDTH, generator=torch.Generator().manual_seed(1)).unbind()
+    x, target = torch.randn(2, SAMPLES, 5, WIDTH, generator=torch.Generator().manual_seed(1))
+    return x, target
 
 
 def share() -> tuple[Tensor, Tensor]:
@@ -143,7 +144,7 @@ def operator(rule: str, rows: bool, twice: bool = False) -> Results:
     """`adapter()` on DTensors: y and every gradient, once and through a second backward."""
     mesh = _mesh()
     places = dict(parallel.RULES[rule]) | dict.fromkeys(("x", "residual"), Shard(0) if rows else Replicate())
-    leaves = {
+    leaves: Results = {
         name: distribute_tensor(t, mesh, [places.get(name, Replicate())]).requires_grad_()
         for name, t in arguments().items()
     }
@@ -159,8 +160,10 @@ def refusals() -> Results:
     """What `adapter()` and `shard_adapters` say to tensors that lie as no rule has them."""
     mesh = _mesh()
     t = arguments()
-    cut = {name: distribute_tensor(t[name], mesh, [p]) for name, p in parallel.RULES["tensor parallel"].items()}
-    full = {name: distribute_tensor(t[name], mesh, [p]) for name, p in parallel.RULES["replicated"].items()}
+    cut: Results = {
+        name: distribute_tensor(t[name], mesh, [p]) for name, p in parallel.RULES["tensor parallel"].items()
+    }
+    full: Results = {name: distribute_tensor(t[name], mesh, [p]) for name, p in parallel.RULES["replicated"].items()}
     placed = {place: distribute_tensor(t["x"], mesh, [Shard(place)]) for place in (0, 2)}
     attempts: dict[str, Callable[[], object]] = {
         "plain_weights": lambda: aim_fast.adapter(placed[0], *(t[name] for name in cut)),

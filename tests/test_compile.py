@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch._dynamo.testing import CompileCounterWithBackend
 
 import aim_fast
+from aim_fast.module import activation_name
 from judge import Tensors, assert_judged, evaluate, make_inputs
 
 pytestmark = pytest.mark.usefixtures("cpu_library")
@@ -187,6 +188,18 @@ def test_autocast_inside(fused: None, seed: None) -> None:
     for name, value in plain.items():
         assert torch.equal(value, again[name]), name
     assert kernels(counter) == ["fused", "fused"]
+
+
+def test_unknown_class_while_tracing(seed: None) -> None:
+    """An activation put in later, first seen by the compiler: traced as written, since nothing can be tried there."""
+    model = aim_fast.Adapter(24)
+    model.act = type("QuickGELU", (QuickGELU,), {})()
+    compiled, counter = counted(model)
+    x = torch.randn(13, 24)
+    traced = compiled(x)
+    assert kernels(counter) == ["product", "product"]
+    assert torch.equal(traced, x + model.D_fc2(model.act(model.D_fc1(x))))
+    assert activation_name(model.act) == "quick_gelu"
 
 
 def test_hooked_child_runs_as_written(seed: None) -> None:

@@ -145,10 +145,9 @@ def _onnx(what: nn.Module | ExportedProgram, file: Path) -> Callable[[Tensor], T
     """What onnxruntime makes of it, loaded from a file."""
     import onnxruntime
 
-    arguments = {} if isinstance(what, ExportedProgram) else {"args": (batch(ROWS[0]),)}
-    torch.onnx.export(
-        what, **arguments, f=file, dynamo=True, dynamic_shapes=({0: Dim.DYNAMIC},), verbose=False, external_data=False
-    )
+    example = () if isinstance(what, ExportedProgram) else (batch(ROWS[0]),)
+    shapes = ({0: Dim.DYNAMIC},)
+    torch.onnx.export(what, example, file, dynamo=True, dynamic_shapes=shapes, verbose=False, external_data=False)
     session = onnxruntime.InferenceSession(file)
     (name,) = (argument.name for argument in session.get_inputs())
     return lambda x: torch.from_numpy(session.run(None, {name: x.numpy()})[0])

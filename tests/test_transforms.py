@@ -100,7 +100,8 @@ def test_vmap(names: tuple[str, ...]) -> None:
     )
 
     def call(*arguments: Tensor) -> Tensor:
-        return aim_fast.adapter(**dict(zip(NAMES, arguments, strict=True)), skip=True)
+        named: Tensors = dict(zip(NAMES, arguments, strict=True))
+        return aim_fast.adapter(**named, skip=True)
 
     def loop(function: Callable, dtype: torch.dtype) -> Iterator[Tensor]:
         for i in range(3):
@@ -135,7 +136,7 @@ def test_ensemble_of_modules(compiled: bool) -> None:
     torch.manual_seed(0)
     models = [aim_fast.Adapter(8) for _ in range(3)]
     x = torch.randn(5, 8)
-    weights, buffers = stack_module_state(models)  # type: ignore[arg-type]
+    weights, buffers = stack_module_state(models)
 
     def loss(weights: Tensors, buffers: Tensors, x: Tensor) -> Tensor:
         return functional_call(models[0], (weights, buffers), (x,)).square().sum()
