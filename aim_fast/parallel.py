@@ -17,9 +17,8 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed import ProcessGroup
+from torch.distributed._functional_collectives import all_reduce, wait_tensor
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor, Partial, Placement, Replicate, Shard, distribute_tensor
 
@@ -148,50 +147,53 @@ def _summed(
     **options: Any,
 ) -> Tensor:
     """Each rank its part of the hidden width, the first one also what is added once; then the sum."""
-    group, first = mesh.get_group(), mesh.get_local_rank() == 0
+    first = mesh.get_local_rank() == 0
     out = reference.output_dtype(functional.compute_dtype(x, w1, b1, w2, b2), x, skip, residual)
     y = functional.adapter(
-        _Copied.apply(x, group),
+        _Copied.apply(x, mesh),
         w1,
         b1,
         w2,
         None if b2 is None else _Once.apply(b2, first),
         skip=skip and first,
-        scale=_Copied.apply(scale, group) if isinstance(scale, Tensor) else scale,
+        scale=_Copied.apply(scale, mesh) if isinstance(scale, Tensor) else scale,
         residual=residual.detach() if residual is not None and first else None,
         **options,
     )
-    return _Summed.apply(y.to(out), residual, group)
+    return _Summed.apply(y.to(out), residual, mesh)
+
+
+def _sum(t: Tensor, mesh: DeviceMesh) -> Tensor:
+    """The sum of t over the ranks, in a form that torch.compile traces."""
+    return wait_tensor(all_reduce(t, "sum", mesh))
 
 
 class _Copied(torch.autograd.Function):
     """t, which every rank uses for a part of y: its gradient is the sum of theirs."""
 
     @staticmethod
-    def forward(ctx, t: Tensor, group: ProcessGroup) -> Tensor:
-        ctx.group = group
+    def forward(ctx, t: Tensor, mesh: DeviceMesh) -> Tensor:
+        ctx.mesh = mesh
         return t.view_as(t)
 
     @staticmethod
     def backward(ctx, grad):
-        return _Summed.apply(grad.clone(memory_format=torch.contiguous_format), None, ctx.group), None
+        return _Summed.apply(grad.contiguous(), None, ctx.mesh), None
 
 
 class _Summed(torch.autograd.Function):
-    """The sum of y over the ranks, in place. The residual, which is in it already, takes its gradient here."""
+    """The sum of y over the ranks. The residual, which is in it already, takes its gradient here."""
 
     @staticmethod
-    def forward(ctx, y: Tensor, residual: Tensor | None, group: ProcessGroup) -> Tensor:
-        ctx.group = group
+    def forward(ctx, y: Tensor, residual: Tensor | None, mesh: DeviceMesh) -> Tensor:
+        ctx.mesh = mesh
         ctx.residual_dtype = None if residual is None else residual.dtype
-        dist.all_reduce(y, group=group)
-        ctx.mark_dirty(y)
-        return y
+        return _sum(y, mesh)
 
     @staticmethod
     def backward(ctx, grad):
         dresidual = grad.to(ctx.residual_dtype) if ctx.needs_input_grad[1] else None
-        return _Copied.apply(grad, ctx.group), dresidual, None
+        return _Copied.apply(grad, ctx.mesh), dresidual, None
 
 
 class _Once(torch.autograd.Function):

@@ -105,8 +105,8 @@ _PYTHON = (
      "if residual is not None else None", DISTRIBUTED),
     ("residual_without_gradient", "aim_fast/parallel.py", "grad.to(ctx.residual_dtype) if ctx.needs_input_grad[1] else None",
      "None", DISTRIBUTED),
-    ("dx_of_one_rank", "aim_fast/parallel.py", "        _Copied.apply(x, group),", "        x,", DISTRIBUTED),
-    ("dscale_of_one_rank", "aim_fast/parallel.py", "scale=_Copied.apply(scale, group) if isinstance(scale, Tensor) else scale",
+    ("dx_of_one_rank", "aim_fast/parallel.py", "        _Copied.apply(x, mesh),", "        x,", DISTRIBUTED),
+    ("dscale_of_one_rank", "aim_fast/parallel.py", "scale=_Copied.apply(scale, mesh) if isinstance(scale, Tensor) else scale",
      "scale=scale", DISTRIBUTED),
     ("gradients_of_one_ranks_rows", "aim_fast/parallel.py", "None if place == WHOLE else [Partial()]", "None", DISTRIBUTED),
     # Argument errors.

@@ -8,8 +8,10 @@ from typing import Any
 
 import pytest
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 from torch._dynamo.testing import CompileCounterWithBackend
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
 import aim_fast
 from aim_fast.module import activation_name
@@ -254,6 +256,32 @@ def test_bad_arguments_are_named_while_tracing() -> None:
     compiled, _ = counted(aim_fast.adapter)
     with pytest.raises(Exception, match=r"adapter: b1 is \[8\]; expected b1 of shape \[H\] = \[6\]"):
         compiled(**make_inputs((3, 24), 8) | {"w1": torch.zeros(6, 24), "w2": torch.zeros(24, 6)})
+
+
+@pytest.fixture
+def mesh() -> Iterator[DeviceMesh]:
+    """One process that is a mesh."""
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    yield init_device_mesh("cpu", (1,))
+    dist.destroy_process_group()
+
+
+def test_tensor_parallel(fused: None, seed: None, mesh: DeviceMesh) -> None:
+    """An adapter whose weights are DTensors, and the sums over the ranks, in one graph."""
+    from aim_fast.parallel import shard_adapters
+
+    model = shard_adapters(Block(), mesh)
+    compiled, counter = counted(model)
+    for rows in ROWS[:3]:
+        x = torch.randn(rows, 24)
+        plain, traced = (_gradients(f, model, x) for f in (model, compiled))
+        for name, value in plain.items():
+            assert torch.equal(whole(value), whole(traced[name])), name
+    assert counter.frame_count == 2
+
+
+def whole(t: Tensor) -> Tensor:
+    return t.full_tensor() if hasattr(t, "full_tensor") else t
 
 
 @pytest.mark.parametrize("half", [None, BF16], ids=["fp32", "autocast"])
