@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -17,6 +18,8 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+
+from aim_fast.reference import transformed
 
 _HERE = Path(__file__).parent
 
@@ -89,11 +92,9 @@ def _load_library() -> str:
 _HALF_OR_FLOAT = {torch.float32, torch.bfloat16, torch.float16}
 
 
-def _no_transform(call: Call) -> bool:
-    """No functorch transform or forward-mode level is active: those differentiate the composition itself."""
-    if torch.compiler.is_compiling():
-        return True
-    return not torch._C._are_functorch_transforms_active() and torch.autograd.forward_ad._current_level < 0
+def _no_onnx(call: Call) -> bool:
+    """No ONNX export is running: ONNX knows the parts of the composition, and nothing of the operator."""
+    return "torch.onnx" not in sys.modules or not torch.onnx.is_in_onnx_export()
 
 
 # In order of preference; the last row takes every call. Filled at import: what torch.compile traces only reads it.
@@ -104,7 +105,8 @@ _TABLE = (
         (
             Limit("cpu: takes CPU tensors only", lambda call: call.device == "cpu"),
             Limit("cpu: takes float32, bfloat16 and float16 only", lambda call: call.dtypes <= _HALF_OR_FLOAT),
-            Limit("cpu: not under torch.func transforms or forward-mode AD", _no_transform),
+            Limit("cpu: not under torch.func transforms or forward-mode AD", lambda call: not transformed()),
+            Limit("cpu: not in an ONNX export", _no_onnx),
         ),
         _load_library(),
     ),

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import sys
+
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from aim_fast import dispatch, ops, reference
 from aim_fast.checks import check_arguments
 
+# What is no subclass with a meaning of its own, such as DTensor, whose module is not imported before somebody uses it.
+_LOCAL = (Tensor, nn.Parameter)
 MAX_DIMS = 9  # of x, the last one included: as many as csrc/common/params.h holds
 
 
@@ -45,6 +49,7 @@ def adapter(
 
     Gradients flow to x, the weights and biases, residual and a tensor scale, each computed only when asked for. Kept
     for the backward are x and the pre-activation z [M, H] at most. Gradients of any order and torch.func work.
+    DTensors run by the rules of `aim_fast.parallel`.
 
     Raises:
         TypeError, ValueError: an argument does not fit; the text says which, what is needed and the remedy.
@@ -52,8 +57,20 @@ def adapter(
     Source: Adapter of AIM (Yang et al., ICLR 2023).
     """
     check_arguments(x, w1, b1, w2, b2, activation, scale, row_scale, residual)
+    if (type(w1) not in _LOCAL or type(x) not in _LOCAL) and "torch.distributed.tensor" in sys.modules:
+        from aim_fast import parallel  # stands above this file: each rank's part is a call of adapter()
+
+        if parallel.on_mesh(x, w1, b1, w2, b2):
+            return parallel.adapter(x, w1, b1, w2, b2, activation, skip, scale, row_scale, residual, recompute)
     dtype = compute_dtype(x, w1, b1, w2, b2)
     alpha, scale_tensor = (1.0, scale) if isinstance(scale, Tensor) else (float(scale), None)
+    call = (x, w1, b1, w2, b2, scale_tensor, row_scale, residual, activation, skip, alpha, dtype, recompute)
+    # An exported program keeps the call whole: it is differentiable, and the backend is chosen where the program runs.
+    return ops.adapter_exported(*call) if torch.compiler.is_exporting() else _run(*call)
+
+
+def _run(x, w1, b1, w2, b2, scale_tensor, row_scale, residual, activation, skip, alpha, dtype, recompute):
+    """`adapter` once its arguments are checked, its dtype is known and its scale is split."""
     choice = dispatch.select(x.device.type, (x, w1, b1, w2, b2, scale_tensor, row_scale, residual), dtype)
     if choice.backend == "eager":
         return reference.composition(
@@ -64,13 +81,18 @@ def adapter(
             b2,
             activation=activation,
             skip=skip,
-            scale=scale,
+            scale=alpha if scale_tensor is None else scale_tensor,
             row_scale=row_scale,
             residual=residual,
             dtype=dtype,
         )
     if x.dim() > MAX_DIMS:
-        return _flattened(x, w1, b1, w2, b2, activation, skip, scale, row_scale, residual, recompute)
+        leading = x.shape[:-1]
+        x, shape = x.reshape(-1, x.shape[-1]), x.shape
+        row_scale = None if row_scale is None else row_scale.expand(leading).reshape(-1)
+        residual = None if residual is None else residual.reshape(x.shape)
+        rows = (x, w1, b1, w2, b2, scale_tensor, row_scale, residual)
+        return _run(*rows, activation, skip, alpha, dtype, recompute).view(shape)
     if x.stride(-1) != 1 and x.shape[-1] != 1:
         x = x.contiguous()
     if residual is not None and residual.stride(-1) != 1 and residual.shape[-1] != 1:
@@ -85,25 +107,6 @@ def adapter(
     narrow = x.to(dtype) if keep_x and dtype.itemsize < x.dtype.itemsize else None
     apply = _Adapter.apply if torch.compiler.is_compiling() else _apply
     return apply(x, w1, b1, w2, b2, scale_tensor, row_scale, residual, narrow, *call, keep_x, keep_z)[0]
-
-
-def _flattened(x, w1, b1, w2, b2, activation, skip, scale, row_scale, residual, recompute):
-    """`adapter` over rows [M, D], copied where x or the residual have more dimensions than a kernel walks."""
-    leading = x.shape[:-1]
-    y = adapter(
-        x.reshape(-1, x.shape[-1]),
-        w1,
-        b1,
-        w2,
-        b2,
-        activation=activation,
-        skip=skip,
-        scale=scale,
-        row_scale=None if row_scale is None else row_scale.expand(leading).reshape(-1),
-        residual=None if residual is None else residual.reshape(-1, x.shape[-1]),
-        recompute=recompute,
-    )
-    return y.view(x.shape)
 
 
 def explain(
@@ -186,3 +189,4 @@ class _Adapter(torch.autograd.Function):
 # What `_Adapter.apply` comes to outside functorch transforms, which dispatch sends to the composition. Measured: Zen 4,
 # M = 7: without binding the arguments to the signature of `forward` at every call, 87 us of a call are 40.
 _apply = super(torch.autograd.Function, _Adapter).apply
+ops._library.impl("adapter", _run, "CompositeImplicitAutograd")

@@ -49,9 +49,12 @@ def activation_name(act: nn.Module) -> str | None:
 
 
 def _is_quick_gelu(act: nn.Module) -> bool:
-    stateless = not list(act.children()) and not act.state_dict()
-    z = torch.linspace(-8, 8, 33)
-    return stateless and torch.allclose(act(z), QuickGELU()(z), rtol=1e-6, atol=1e-6)
+    if torch.compiler.is_compiling() or list(act.children()) or act.state_dict():
+        return False
+    z = torch.linspace(-8, 8, 33, device="cpu")
+    y = act(z)
+    # Under a fake mode there are no values to compare.
+    return type(y) is Tensor and torch.allclose(y, QuickGELU()(z), rtol=1e-6, atol=1e-6)
 
 
 def _has_hooks(module: nn.Module) -> bool:
@@ -72,6 +75,7 @@ class _Bottleneck(nn.Module):
         super().__init__()
         hidden = int(D_features * mlp_ratio)
         self.act = act_layer()
+        activation_name(self.act)  # learns a QuickGELU of another code base here, where no compiler traces
         self.D_fc1 = nn.Linear(D_features, hidden)
         self.D_fc2 = nn.Linear(hidden, D_features)
 
@@ -106,9 +110,10 @@ class _Bottleneck(nn.Module):
                 row_scale=row_scale,
                 residual=residual,
             )
-        y = up(self.act(down(x))) * scale
+        y = up(self.act(down(x)))
+        y = y * (scale.to(y.dtype) if isinstance(scale, Tensor) else scale)
         if row_scale is not None:
-            y = y * row_scale.unsqueeze(-1)
+            y = y * row_scale.to(y.dtype).unsqueeze(-1)
         if self._skip():
             y = x + y
         return y if residual is None else y + residual

@@ -22,12 +22,15 @@ BACKWARD = (
     f"Tensor? row_scale, {_CALL}, ScalarType x_dtype, int needs) "
     "-> (Tensor dx, Tensor dw1, Tensor db1, Tensor dw2, Tensor db2, Tensor dscale)"
 )
+# The whole of `aim_fast.adapter` as one node of an exported program; functional.py gives it its meaning.
+EXPORTED = f"adapter({FORWARD[FORWARD.index('(') + 1 : FORWARD.index(', bool keep_z')]}, bool recompute) -> Tensor"
 # Bits of `needs`, in the order of the backward's results.
 NEEDS = ("x", "w1", "b1", "w2", "b2", "scale")
 
 _library = torch.library.Library("aim_fast", "DEF")
 _library.define(FORWARD)
 _library.define(BACKWARD)
+_library.define(EXPORTED)
 
 
 def empty_like(t: Tensor, dtype: torch.dtype) -> Tensor:
@@ -70,16 +73,18 @@ def _backward_fake(dy, x, z, w1, b1, w2, b2, scale, row_scale, activation, skip,
 
 
 def _forward_reference(x, w1, b1, w2, b2, scale, row_scale, residual, activation, skip, alpha, dtype, keep_z):
-    y, z = reference.forward(x, w1, b1, w2, b2, scale, row_scale, residual, activation, skip, alpha, dtype)
+    with reference.no_autocast(x.device.type):
+        y, z = reference.forward(x, w1, b1, w2, b2, scale, row_scale, residual, activation, skip, alpha, dtype)
     out = empty_like(x if residual is None else residual, y.dtype)
     return out.copy_(y), z if keep_z else z.new_empty((0, w1.shape[0]))
 
 
 def _backward_reference(dy, x, z, w1, b1, w2, b2, scale, row_scale, activation, skip, alpha, dtype, x_dtype, needs):
     wanted = [bool(needs >> i & 1) for i in range(len(NEEDS))]
-    grads = reference.backward(
-        dy, x, z, w1, b1, w2, b2, scale, row_scale, activation, skip, alpha, dtype, x_dtype, wanted
-    )
+    with reference.no_autocast(dy.device.type):
+        grads = reference.backward(
+            dy, x, z, w1, b1, w2, b2, scale, row_scale, activation, skip, alpha, dtype, x_dtype, wanted
+        )
     results = [_nothing(dy) if g is None else g.contiguous() for g in grads]
     if wanted[0]:
         results[0] = empty_like(dy, x_dtype).copy_(results[0])
@@ -91,3 +96,4 @@ _library.impl("adapter_backward", _backward_reference, "CompositeExplicitAutogra
 
 adapter_forward = torch.ops.aim_fast.adapter_forward.default
 adapter_backward = torch.ops.aim_fast.adapter_backward.default
+adapter_exported = torch.ops.aim_fast.adapter.default

@@ -79,6 +79,36 @@ def no_autocast(device: str) -> AbstractContextManager[object]:
     return torch.autocast(device, enabled=False) if torch.amp.is_autocast_available(device) else nullcontext()
 
 
+def transformed() -> bool:
+    """Whether a torch.func transform or a forward-mode level is active: those know PyTorch's own functions only."""
+    return torch._C._are_functorch_transforms_active() or torch.autograd.forward_ad._current_level >= 0
+
+
+class _Linear(torch.autograd.Function):
+    """F.linear whose backward ignores the autocast state of its time, which PyTorch's own obeys."""
+
+    @staticmethod
+    def forward(x, w, b):
+        return F.linear(x, w, b)
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        x, w, _ = inputs
+        ctx.save_for_backward(x if w.requires_grad else None, w if x.requires_grad else None)
+
+    @staticmethod
+    def backward(ctx, dy):
+        x, w = ctx.saved_tensors
+        need_x, need_w, need_b = ctx.needs_input_grad
+        rows = dy.reshape(-1, dy.shape[-1])
+        with no_autocast(dy.device.type):
+            return (
+                dy @ w if need_x else None,
+                rows.t() @ x.reshape(-1, x.shape[-1]) if need_w else None,
+                rows.sum(0) if need_b else None,
+            )
+
+
 def composition(
     x: Tensor,
     w1: Tensor,
@@ -98,9 +128,10 @@ def composition(
     `dtype` is the compute dtype (default: the promotion of x and the weights). Every step rounds to it.
     """
     dtype = dtype or promoted(x, w1, b1, w2, b2)
+    linear = F.linear if transformed() else _Linear.apply
     with no_autocast(x.device.type):
-        z = F.linear(x.to(dtype), w1.to(dtype), None if b1 is None else b1.to(dtype))
-        y = F.linear(activate(z, activation), w2.to(dtype), None if b2 is None else b2.to(dtype))
+        z = linear(x.to(dtype), w1.to(dtype), None if b1 is None else b1.to(dtype))
+        y = linear(activate(z, activation), w2.to(dtype), None if b2 is None else b2.to(dtype))
         if isinstance(scale, Tensor):
             y = y * scale.to(dtype)
         elif scale != 1.0:

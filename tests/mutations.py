@@ -33,6 +33,8 @@ CHECKS, DISPATCH, FUNCTIONAL = _only("checks"), _only("dispatch"), _only("functi
 MIXED, MODULE, CHANGES, OPS = _only("mixed"), _only("module"), _only("module_changes"), _only("ops")
 NONFINITE, NUMERICS, REFERENCE = _only("nonfinite"), _only("numerics"), _only("reference")
 SAVED, TESTING, THREADS = _only("saved_memory"), _only("testing"), _only("threads")
+COMPILE, DISTRIBUTED = _only("compile"), _only("distributed")
+EXPORT, TRANSFORMS = _only("export"), _only("transforms")
 
 # fmt: off
 _PYTHON = (
@@ -72,6 +74,41 @@ _PYTHON = (
     ("backend_not_restored", "aim_fast/dispatch.py", "    finally:\n        _forced.name = before",
      "    finally:\n        pass", DISPATCH),
     ("backend_of_all_threads", "aim_fast/dispatch.py", "class _Forced(threading.local):", "class _Forced:", DISPATCH),
+    # Compilers, transforms and exports.
+    ("transform_not_seen", "aim_fast/reference.py", "return torch._C._are_functorch_transforms_active() or",
+     "return (torch._C._are_functorch_transforms_active() and not torch.compiler.is_compiling()) or",
+     _only("transforms", "compiled")),
+    ("forward_mode_not_seen", "aim_fast/reference.py", " or torch.autograd.forward_ad._current_level >= 0", "",
+     _only("transforms", "forward_ad")),
+    ("eager_backward_under_autocast", "aim_fast/reference.py", "F.linear if transformed() else _Linear.apply", "F.linear",
+     _only("mixed", "backward_ignores")),
+    ("fallback_under_autocast", "aim_fast/ops.py", "    with reference.no_autocast(dy.device.type):", "    if True:",
+     _only("ops", "autocast")),
+    ("onnx_not_seen", "aim_fast/dispatch.py", 'return "torch.onnx" not in sys.modules or not torch.onnx.is_in_onnx_export()',
+     "return True", _only("export", "onnx")),
+    ("export_without_gradient", "aim_fast/functional.py", "ops.adapter_exported(*call) if torch.compiler.is_exporting() else _run(*call)",
+     "_run(*call)", _only("export", "trains")),
+    ("backend_of_the_export", "aim_fast/functional.py", 'ops._library.impl("adapter", _run, "CompositeImplicitAutograd")',
+     'ops._library.impl("adapter", lambda x, w1, b1, w2, b2, scale, row_scale, residual, *call: ops.adapter_forward('
+     'x, w1, b1, w2, b2, scale, row_scale, residual, *call[:-1], False)[0], "CompositeImplicitAutograd")', _only("export", "trains")),
+    ("foreign_quick_gelu_while_tracing", "aim_fast/module.py", "torch.compiler.is_compiling() or list", "list",
+     _only("compile", "unknown")),
+    ("foreign_quick_gelu_not_learned", "aim_fast/module.py", "        activation_name(self.act)  # learns", "        # learns",
+     _only("compile", "modules")),
+    ("hooked_child_widens", "aim_fast/module.py", "(scale.to(y.dtype) if isinstance(scale, Tensor) else scale)", "scale",
+     _only("mixed", "hook")),
+    # Several processes.
+    ("b2_on_every_rank", "aim_fast/parallel.py", "return b2.view_as(b2) if first else torch.zeros_like(b2)",
+     "return b2.view_as(b2)", DISTRIBUTED),
+    ("skip_on_every_rank", "aim_fast/parallel.py", "skip=skip and first,", "skip=skip,", DISTRIBUTED),
+    ("residual_on_every_rank", "aim_fast/parallel.py", "if residual is not None and first else None",
+     "if residual is not None else None", DISTRIBUTED),
+    ("residual_without_gradient", "aim_fast/parallel.py", "grad.to(ctx.residual_dtype) if ctx.needs_input_grad[1] else None",
+     "None", DISTRIBUTED),
+    ("dx_of_one_rank", "aim_fast/parallel.py", "        _Copied.apply(x, mesh),", "        x,", DISTRIBUTED),
+    ("dscale_of_one_rank", "aim_fast/parallel.py", "scale=_Copied.apply(scale, mesh) if isinstance(scale, Tensor) else scale",
+     "scale=scale", DISTRIBUTED),
+    ("gradients_of_one_ranks_rows", "aim_fast/parallel.py", "None if place == WHOLE else [Partial()]", "None", DISTRIBUTED),
     # Argument errors.
     ("row_scale_not_checked", "aim_fast/checks.py", "got not in (1, want)", "False", CHECKS),
     ("residual_not_checked", "aim_fast/checks.py", "if residual is not None:\n        _shape(",

@@ -3,18 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
+from itertools import product
+from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 import aim_fast
+from aim_fast.reference import composition
 from judge import Tensors, assert_judged, evaluate, exact, judge, make_inputs
+from original import PAIRS, pair
 
 FP32, BF16, FP16, FP64 = torch.float32, torch.bfloat16, torch.float16, torch.float64
 D, H = 72, 20
+HALF = (BF16, FP16)
+NO_CUDA = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device")
+DEVICES = pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=NO_CUDA)])
 ROWS = pytest.mark.parametrize("rows", [61, 11], ids=["rows", "few_rows"])
 
 
@@ -44,6 +51,10 @@ def users_code(
     if skip:
         y = x + y
     return y if residual is None else residual + y
+
+
+def autocast_or_not(device: str, dtype: torch.dtype | None) -> AbstractContextManager[object]:
+    return nullcontext() if dtype is None else torch.autocast(device, dtype=dtype)
 
 
 def under(autocast: torch.dtype, function: Callable[..., Tensor]) -> Callable[..., Tensor]:
@@ -137,14 +148,19 @@ def test_double_is_left_alone_by_autocast(cpu_library: None) -> None:
 
 
 @pytest.mark.parametrize("create_graph", [False, True], ids=["backward", "create_graph"])
-def test_backward_ignores_the_autocast_of_its_time(fused: None, create_graph: bool) -> None:
+@pytest.mark.parametrize("forward", [BF16, None], ids=["of_autocast", "of_fp32"])
+@pytest.mark.parametrize("backend", ["cpu", "eager"])
+def test_backward_ignores_the_autocast_of_its_time(
+    cpu_library: None, backend: str, forward: torch.dtype | None, create_graph: bool
+) -> None:
+    """Whatever ran the forward; PyTorch's own functions would multiply in the dtype of the backward's autocast."""
     tensors, dy = inputs(FP32, FP32, FP32)
     leaves: Tensors = {name: t.requires_grad_() for name, t in tensors.items()}
     grads = []
     for inside in (BF16, FP16, None):
-        with torch.autocast("cpu", dtype=BF16):
+        with autocast_or_not("cpu", forward), aim_fast.use_backend(backend):
             y = aim_fast.adapter(**leaves, skip=True)
-        with nullcontext() if inside is None else torch.autocast("cpu", dtype=inside):
+        with autocast_or_not("cpu", inside):
             grads.append(torch.autograd.grad(y, list(leaves.values()), dy.to(y.dtype), create_graph=create_graph))
     for name, *of_each in zip(leaves, *grads, strict=True):
         assert torch.equal(of_each[0], of_each[2]), name
@@ -164,3 +180,110 @@ def test_double_backward_under_autocast(fused: None) -> None:
 
     eager, truth = penalty(under(BF16, users_code), FP32), penalty(users_code, FP64)
     assert_judged(penalty(under(BF16, aim_fast.adapter), FP32), eager, truth)
+
+
+@DEVICES
+@pytest.mark.parametrize("backend", ["auto", "eager"])
+def test_dtypes_are_those_of_users_code(cpu_library: None, backend: str, device: str) -> None:
+    """Every mixture of x, weights, residual, skip and autocast: y's dtype is eager's, each gradient's its tensor's.
+
+    Without autocast nn.Linear refuses a mixture, and the composition says what is meant: the promotion.
+    """
+    dtypes = (FP32, BF16, FP16)
+    for x, w, other, skip, autocast in product(dtypes, dtypes, (None, *dtypes), (False, True), (None, *HALF)):
+        tensors, _ = inputs(x, w, other, rows=2)
+        leaves: Tensors = {name: t.to(device).requires_grad_() for name, t in tensors.items()}
+        users = users_code if autocast or x is w else composition
+        with autocast_or_not(device, autocast), aim_fast.use_backend(backend):
+            y = aim_fast.adapter(**leaves, skip=skip, scale=0.5)
+            expected = users(**leaves, skip=skip, scale=0.5)
+        grads = torch.autograd.grad(y.sum(), list(leaves.values()))
+        assert y.dtype is expected.dtype, (x, w, other, skip, autocast)
+        assert [g.dtype for g in grads] == [t.dtype for t in leaves.values()], (x, w, other, skip, autocast)
+
+
+@DEVICES
+@pytest.mark.parametrize("name", PAIRS)
+def test_dtypes_of_modules(name: str, device: str) -> None:
+    """`.half()`, `.bfloat16()` and fp32 modules: with and without autocast, AIM's own class gives the same dtypes."""
+    for x, w, autocast in product((FP32, BF16, FP16), (FP32, BF16, FP16), (None, *HALF)):
+        if autocast is None and x is not w:
+            continue  # AIM's class refuses
+        results = []
+        for module in pair(name):
+            module.to(device, w)
+            value = torch.randn(3, 48, device=device).to(x).requires_grad_()
+            with autocast_or_not(device, autocast):
+                y = module(value)
+            grads = torch.autograd.grad(y.sum(), [value, *module.parameters()])
+            results.append([y.dtype, *(g.dtype for g in grads)])
+        assert results[0] == results[1], (x, w, autocast)
+
+
+def _hooked(adapter: Any) -> None:
+    adapter.D_fc1.register_forward_hook(lambda linear, args, output: None)
+
+
+@pytest.mark.parametrize("extra", ["scale", "row_scale", "residual"])
+def test_a_hook_keeps_the_dtype(extra: str) -> None:
+    """An fp32 gate or drop-path factor does not widen a half branch, fused or with the children run one by one."""
+    ours, _ = pair("T_Adapter")
+    given = {"scale": torch.ones(48), "row_scale": torch.ones(3), "residual": torch.ones(3, 48)}[extra]
+    x = torch.randn(3, 48)
+    with torch.autocast("cpu", BF16):
+        fused = ours(x, **{extra: given})
+        _hooked(ours)
+        one_by_one = ours(x, **{extra: given})
+    assert fused.dtype is one_by_one.dtype is (FP32 if extra == "residual" else BF16)
+
+
+class Stream(nn.Module):
+    """An fp32 residual stream through two adapters, as a transformer block runs them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(48)
+        self.inner = aim_fast.Adapter(48, 0.5)
+        self.tail = aim_fast.T_Adapter(48, 0.5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.inner(x)
+        return self.tail(self.norm(x), residual=x, scale=0.5)
+
+
+def _train(backend: str, device: str, dtype: torch.dtype | None) -> tuple[Tensors, list[float]]:
+    """Parameters after six steps with a GradScaler, the third with an inf, and the scaler's factor after each of them.
+
+    Without dtype: float64 with no scaler, which leaves the third step out.
+    """
+    torch.manual_seed(0)
+    model = Stream().to(device, FP32 if dtype else FP64)
+    x, target = torch.randn(2, 64, 48, device=device).to(FP32 if dtype else FP64).unbind()
+    optimizer = torch.optim.SGD(model.parameters(), 0.5)
+    scaler = torch.amp.GradScaler(device, init_scale=2.0**12, growth_interval=2, enabled=dtype is not None)
+    factors = []
+    for step in range(6):
+        if step == 2 and dtype is None:
+            continue
+        with autocast_or_not(device, dtype), aim_fast.use_backend(backend):
+            y = model(x)
+        assert y.dtype is x.dtype
+        goal = target.clone()
+        goal[7, 5] = float("inf") if step == 2 else goal[7, 5]
+        optimizer.zero_grad()
+        scaler.scale((y - goal).square().mean()).backward()
+        scaler.step(optimizer)
+        scaler.update()
+        factors.append(scaler.get_scale())
+    return {name: p.detach() for name, p in model.named_parameters()}, factors
+
+
+@DEVICES
+@pytest.mark.parametrize("dtype", HALF, ids=str)
+def test_grad_scaler(cpu_library: None, dtype: torch.dtype, device: str) -> None:
+    """An inf reaches the gradients, the step is skipped and the factor halved; the other steps are as without."""
+    fused, factors = _train("auto", device, dtype)
+    eager, _ = _train("eager", device, dtype)
+    truth, _ = _train("eager", device, None)
+    assert [factor / 2**12 for factor in factors] == [1, 2, 1, 1, 2, 2]
+    assert_judged(fused, eager, truth)

@@ -161,6 +161,21 @@ def test_kernel_and_fallback_agree(full: bool) -> None:
             torch.testing.assert_close(ours, theirs)
 
 
+@pytest.mark.parametrize("dtype", [FP32, FP16], ids=str)
+def test_fallback_ignores_autocast(dtype: torch.dtype) -> None:
+    """The dtype of the products is an argument of the ops: what a program loaded under autocast was exported with."""
+    for fallback, arguments in (
+        (ops._forward_reference, forward_arguments(dtype)),
+        (ops._backward_reference, backward_arguments(dtype)),
+    ):
+        outside = fallback(*arguments)
+        with torch.autocast("cpu", BF16):
+            inside = fallback(*arguments)
+        for one, other in zip(inside, outside, strict=True):
+            assert one.dtype is other.dtype
+            assert torch.equal(one, other)
+
+
 def test_z_only_when_kept() -> None:
     """No z in memory unless the backward will want it; y has the same bits."""
     *arguments, _ = forward_arguments(FP32, x_as=permuted)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
+from itertools import product
 from typing import Any
 
 import pytest
@@ -81,6 +82,23 @@ def test_workload(case: Case, mode: str) -> None:
     # ReLU's input is not kept by eager, its output serves for both: x and h there, x and z here.
     assert ours <= eager if case.activation == "relu" else ours < eager
     assert again < eager
+
+
+@pytest.mark.parametrize("autocast", [torch.bfloat16, torch.float16], ids=str)
+def test_no_mixture_keeps_more_than_eager(autocast: torch.dtype) -> None:
+    """Under autocast, for every dtype of x, weights and residual; eager's copies of the weights are not counted."""
+    dtypes = (torch.float32, torch.bfloat16, torch.float16)
+    options: dict[str, Any] = {"activation": "gelu", "skip": True, "scale": 0.5}
+    for x, w, other in product(dtypes, dtypes, (None, *dtypes)):
+        t = make_inputs((M, 64), 16, w, requires_grad=True)
+        t["x"] = t["x"].detach().to(x).requires_grad_()
+        if other is not None:
+            t["residual"] = torch.zeros(M, 64, dtype=other, requires_grad=True)
+        weights = [t[name] for name in ("w1", "b1", "w2", "b2")]
+        with torch.autocast("cpu", autocast):
+            ours, eager = (kept_bytes(partial(f, **t, **options), weights) for f in (aim_fast.adapter, users_code))
+        copies = 2 * (2 * 64 * 16) if w is not autocast else 0
+        assert ours < eager - copies, (x, w, other)
 
 
 def test_eager_is_counted_right() -> None:
