@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import aim_fast
-from judge import Tensors, assert_judged, evaluate, exact, judge, make_inputs
+from judge import DEVICE, Tensors, all_placed, assert_judged, evaluate, exact, judge, make_inputs, placed
 
 FP32, BF16, FP16, FP64 = torch.float32, torch.bfloat16, torch.float16, torch.float64
 D, H = 72, 20
@@ -50,7 +50,7 @@ def under(autocast: torch.dtype, function: Callable[..., Tensor]) -> Callable[..
     """function inside autocast; the backward runs outside."""
 
     def run(**arguments) -> Tensor:
-        with torch.autocast("cpu", dtype=autocast):
+        with torch.autocast(DEVICE, dtype=autocast):
             return function(**arguments)
 
     return run
@@ -139,13 +139,15 @@ def test_double_is_left_alone_by_autocast(cpu_library: None) -> None:
 @pytest.mark.parametrize("create_graph", [False, True], ids=["backward", "create_graph"])
 def test_backward_ignores_the_autocast_of_its_time(fused: None, create_graph: bool) -> None:
     tensors, dy = inputs(FP32, FP32, FP32)
-    leaves: Tensors = {name: t.requires_grad_() for name, t in tensors.items()}
+    leaves: Tensors = {name: t.requires_grad_() for name, t in all_placed(tensors).items()}
     grads = []
     for inside in (BF16, FP16, None):
-        with torch.autocast("cpu", dtype=BF16):
+        with torch.autocast(DEVICE, dtype=BF16):
             y = aim_fast.adapter(**leaves, skip=True)
-        with nullcontext() if inside is None else torch.autocast("cpu", dtype=inside):
-            grads.append(torch.autograd.grad(y, list(leaves.values()), dy.to(y.dtype), create_graph=create_graph))
+        with nullcontext() if inside is None else torch.autocast(DEVICE, dtype=inside):
+            grads.append(
+                torch.autograd.grad(y, list(leaves.values()), placed(dy).to(y.dtype), create_graph=create_graph)
+            )
     for name, *of_each in zip(leaves, *grads, strict=True):
         assert torch.equal(of_each[0], of_each[2]), name
         assert torch.equal(of_each[1], of_each[2]), name
@@ -156,7 +158,7 @@ def test_double_backward_under_autocast(fused: None) -> None:
     tensors, _ = inputs(FP32, FP32, FP32)
 
     def penalty(function: Callable[..., Tensor], dtype: torch.dtype) -> dict[str, Tensor]:
-        leaves: Tensors = {name: t.detach().to(dtype).requires_grad_() for name, t in tensors.items()}
+        leaves: Tensors = {name: t.detach().to(dtype).requires_grad_() for name, t in all_placed(tensors).items()}
         y = function(**leaves, skip=True)
         (dx,) = torch.autograd.grad(y.square().sum(), leaves["x"], create_graph=True)
         grads = torch.autograd.grad(dx.square().sum(), list(leaves.values()))
