@@ -38,7 +38,7 @@ def test_rivals_take_turns() -> None:
         prepared = itertools.count()
         return Step(lambda: next(prepared), run)
 
-    times = harness.interleave({"a": note("a"), "b": note("b")}, 0.0)
+    times = harness.interleave({"a": [note("a")], "b": [note("b")]}, 0.0)
     assert {name: len(values) for name, values in times.items()} == {"a": harness.MIN_ROUNDS, "b": harness.MIN_ROUNDS}
     turns = "".join(name for name, _ in itertools.groupby(order[4:]))
     assert turns == "abababababab"[: len(turns)]
