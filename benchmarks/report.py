@@ -177,7 +177,7 @@ def markdown(rows: Sequence[Row]) -> str:
 
 
 def _means_table(rows: Sequence[Row]) -> str:
-    lines = _head("geometric mean, M >= 1000", *(f"x {rival} (worst case)" for rival in rivals(rows)))
+    lines = table_head("geometric mean, M >= 1000", *(f"x {rival} (worst case)" for rival in rivals(rows)))
     columns = [{key: (mean, worst) for key, mean, _, worst in means(rows, rival)} for rival in rivals(rows)]
     for key in groups(rows):
         cells = [f"{key[1]} {key[2]}"]
@@ -187,7 +187,7 @@ def _means_table(rows: Sequence[Row]) -> str:
                 cells.append(f"**{mean:.2f}** ({worst['speedup'][rival]:.2f} {worst['name']})")
             else:
                 cells.append("-")
-        lines.append(_cells(cells))
+        lines.append(table_row(cells))
     return "\n".join(lines)
 
 
@@ -197,7 +197,7 @@ def _cases_table(rows: Sequence[Row]) -> str:
     columns = ["case", "M, D, H", "dtype"]
     for kind in shown:
         columns += [f"{kind} us", "% of roof", *(f"x {rival}" for rival in rivals(rows))]
-    lines = _head(*columns, "saved MiB (eager)", "peak MiB (eager)", "error (eager)")
+    lines = table_head(*columns, "saved MiB (eager)", "peak MiB (eager)", "error (eager)")
     by_workload: dict[tuple[str, str], dict[str, Row]] = {}
     for row in rows:
         by_workload.setdefault((row["name"], dtype(row)), {})[row["pass"]] = row
@@ -214,15 +214,15 @@ def _cases_table(rows: Sequence[Row]) -> str:
         error = worst_error(last)
         cells += [_beside(last["saved_mib"]), _beside(last["peak_mib"])]
         cells.append(f"{error['name']} {error['error']:.1e} ({error['eager_error']:.1e})")
-        lines.append(_cells(cells))
+        lines.append(table_row(cells))
     return "\n".join(lines)
 
 
-def _head(*columns: str) -> list[str]:
-    return [_cells(columns), "|" + " --- |" * len(columns)]
+def table_head(*columns: str) -> list[str]:
+    return [table_row(columns), "|" + " --- |" * len(columns)]
 
 
-def _cells(cells: Iterable[str]) -> str:
+def table_row(cells: Iterable[str]) -> str:
     return f"| {' | '.join(cells)} |"
 
 
