@@ -33,7 +33,7 @@ def make_inputs(
     They are drawn on the device, so that each kind of device has values of its own. The weights are never zero: AIM's
     zero `D_fc2` would hide most faults.
     """
-    generator = torch.Generator(device).manual_seed(seed)
+    generator = torch.Generator("cpu" if device == "meta" else device).manual_seed(seed)
     D = shape[-1]
 
     def draw(*size: int, gain: float) -> Tensor:

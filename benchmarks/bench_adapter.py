@@ -197,8 +197,13 @@ class Progress:
         print(f"{self.count} {text}", flush=True)
 
 
+def save(target: Path | None, rows: list[dict[str, Any]], problems: list[str]) -> None:
+    if target is not None:
+        target.write_text(json.dumps({"rows": rows, "problems": problems}, indent=1) + "\n")
+
+
 def run(options: argparse.Namespace, rows: list[dict[str, Any]], problems: list[str]) -> None:
-    """Measure every workload and pass, appending to `rows` and `problems` as it goes."""
+    """Measure every workload and pass, appending to `rows` and `problems` as it goes, and to the file."""
     progress = Progress(len(options.workloads) * len(options.passes))
     common = {**provenance(options.device), "threads": torch.get_num_threads()}
     print(f"{report.heading(common)}; {report.ran_on(common)}")
@@ -233,6 +238,7 @@ def run(options: argparse.Namespace, rows: list[dict[str, Any]], problems: list[
             rows.append({**row, **common, "date": date})
             progress.done += 1
             progress.row(report.line(rows[-1], options.rivals))
+            save(options.json, rows, problems)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -252,8 +258,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     if problems:
         print("\n".join(["", "PROBLEMS, these were not timed:", *problems]))
         status = status or 1
+    save(options.json, rows, problems)
     if options.json is not None:
-        options.json.write_text(json.dumps({"rows": rows, "problems": problems}, indent=1) + "\n")
         print(f"rows: {options.json}")
     if options.plot is not None and rows:
         plot.draw(rows, options.plot)

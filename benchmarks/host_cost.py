@@ -137,16 +137,6 @@ def measure(device: str, seconds: float) -> list[dict[str, Any]]:
     return rows
 
 
-def markdown(rows: Sequence[Mapping[str, Any]]) -> str:
-    """The table; a ratio above 1 says that fused costs the host less than eager."""
-    lines = report.table_head("M = 1, D, H", "form", "pass", "fused us", "eager us", "x eager")
-    for row in rows:
-        fused, eager = row["us"]["fused"], row["us"]["eager"]
-        cells = [f"{row['D']}, {row['H']}", row["form"], row["pass"], f"{fused:.1f}", f"{eager:.1f}"]
-        lines.append(report.table_row([*cells, f"{eager / fused:.2f}"]))
-    return "\n".join(lines) + "\n"
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", choices=DEVICES, default="cpu", help="default: cpu")
@@ -155,7 +145,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = parser.parse_args(argv)
     rows = measure(options.device, options.seconds)
     print(f"{report.heading(provenance(options.device))}; torch threads: {torch.get_num_threads()}\n")
-    print(markdown(rows), end="")
+    print(report.host_table(rows), end="")
     if options.json is not None:
         options.json.write_text(json.dumps({"host": rows, **provenance(options.device)}, indent=1) + "\n")
     return 0

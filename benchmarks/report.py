@@ -218,6 +218,16 @@ def _cases_table(rows: Sequence[Row]) -> str:
     return "\n".join(lines)
 
 
+def host_table(rows: Sequence[Row]) -> str:
+    """The rows of host_cost.py; a ratio above 1 says that fused costs the host less than eager."""
+    lines = table_head("M = 1, D, H", "form", "pass", "fused us", "eager us", "x eager")
+    for row in rows:
+        fused, eager = row["us"]["fused"], row["us"]["eager"]
+        cells = [f"{row['D']}, {row['H']}", row["form"], row["pass"], f"{fused:.1f}", f"{eager:.1f}"]
+        lines.append(table_row([*cells, f"{eager / fused:.2f}"]))
+    return "\n".join(lines) + "\n"
+
+
 def table_head(*columns: str) -> list[str]:
     return [table_row(columns), "|" + " --- |" * len(columns)]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import ctypes
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from typing import Any
 
 # Some tests run more threads than there are cores: those that wait must not spin. Read when torch is first imported.
@@ -17,7 +17,7 @@ from torch import Tensor
 
 import aim_fast
 from aim_fast import module
-from judge import BACKEND, DEVICE
+from judge import BACKEND, DEVICE, is_refusal
 
 MISSING = next(row.reason for row in aim_fast.backends() if row.name == "cpu") if BACKEND == "cpu" else ""
 # Of the CPU's kernel every instruction set that this machine runs; one stand-in without the library, so that its tests
@@ -58,6 +58,17 @@ def fused(cpu_library: None) -> Iterator[None]:
     """The backend under test, forced; the CPU's kernel with the machine's best instruction set."""
     with aim_fast.use_backend(BACKEND):
         yield
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> Generator[None, object, object]:
+    """A case beyond the limits of the backend under test is skipped and names the limit; the CPU's kernel takes all."""
+    try:
+        return (yield)
+    except ValueError as error:
+        if BACKEND != "cpu" and is_refusal(error):
+            pytest.skip(str(error))
+        raise
 
 
 @pytest.fixture

@@ -53,6 +53,11 @@ def _backend_under_test() -> str:
 BACKEND = _backend_under_test()
 
 
+def is_refusal(error: Exception) -> bool:
+    """Whether a forced backend says that a call is beyond its limits; the automatic choice then takes another."""
+    return isinstance(error, ValueError) and "cannot take this call" in str(error)
+
+
 def placed(t: Tensor, device: str = DEVICE) -> Tensor:
     """t on a device with its strides, its gaps and its offset, which `Tensor.to` drops; t itself if it is there."""
     if t.device.type == torch.device(device).type:
