@@ -151,7 +151,7 @@ def each_kernel(machine: Machine, seconds: float, check: Callable[[str, float], 
 
 def checks(machine: Machine, seconds: float) -> Outcome:
     """tests/device_checks.py: the budget on the regimes that matter most, the bits, CUDA graphs."""
-    kinds = ["numeric", "repeat", *(["graph"] if machine.gpu else [])]
+    kinds = ["numeric", "repeat", *(["graph"] if machine.gpu else ["--cases", "small"])]
     return each_kernel(machine, seconds, lambda backend, limit: device_checks(machine, backend, limit, *kinds))
 
 
@@ -170,7 +170,7 @@ def suite(machine: Machine, seconds: float) -> Outcome:
 
     def check(backend: str, limit: float) -> Outcome:
         if not machine.pytest:
-            outcome = device_checks(machine, backend, limit, "numeric", "--all")
+            outcome = device_checks(machine, backend, limit, "numeric", "--cases", "all")
             return replace(outcome, text=f"no pytest here, so its place was taken by {outcome.text}")
         done = python([*command, *(f"tests/test_{name}.py" for name in SUITE)], limit, forced(machine, backend))
         failed = re.search(r"^(FAILED|ERROR) ", done.output, re.MULTILINE) is not None

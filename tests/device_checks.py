@@ -2,9 +2,9 @@
 
     AIM_FAST_TEST_DEVICE=cuda AIM_FAST_TEST_BACKEND=triton python tests/device_checks.py numeric repeat graph
 
-numeric: the error budget on the regimes of ESSENTIAL, with --all on every one. repeat: the same bits from run to run.
+numeric: the error budget. repeat: the same bits from run to run.
 graph: a forward and a train step, captured in a CUDA graph, give on new values the bits that plain calls give.
-calls: one forward and backward of each regime of SMALL and nothing else, for a sanitizer to watch.
+calls: one forward and backward of each small regime and nothing else, for a sanitizer to watch.
 
 A line per failure, and one at the end that counts. Exit status: 0; 1 when a check failed.
 """
@@ -65,6 +65,12 @@ SMALL = (
     "transposed_three_bf16",
     "scale_one",
 )
+# --cases -> the regimes of numeric, and those of repeat.
+REGIMES = {
+    "small": (SMALL, SMALL),
+    "essential": (ESSENTIAL, REPEATED),
+    "all": (tuple(dict.fromkeys((*ESSENTIAL, *CASES))), REPEATED),
+}
 REPEATS = 10
 
 Check = tuple[str, Callable[[], None]]  # its name, and what raises AssertionError or anything else when it fails
@@ -132,11 +138,11 @@ def assert_captured(name: str, gradients: bool, capture: Capture = captured) -> 
     assert not different, f"the replay differs in results {different} of (y, gradients)"
 
 
-def checks(kinds: Sequence[str], every: bool) -> Iterator[Check]:
+def checks(kinds: Sequence[str], regimes: str) -> Iterator[Check]:
     """The checks of these kinds, in the order given."""
     cases: dict[str, tuple[Callable[[str], None], Sequence[str]]] = {
-        "numeric": (assert_budget, tuple(dict.fromkeys((*ESSENTIAL, *(CASES if every else ()))))),
-        "repeat": (assert_same_bits, REPEATED),
+        "numeric": (assert_budget, REGIMES[regimes][0]),
+        "repeat": (assert_same_bits, REGIMES[regimes][1]),
         "calls": (call_once, SMALL),
     }
     for kind in kinds:
@@ -193,10 +199,10 @@ def run(todo: Sequence[Check], within: float) -> Count:
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("kinds", nargs="+", choices=["numeric", "repeat", "graph", "calls"])
-    parser.add_argument("--all", action="store_true", help="numeric: every regime")
+    parser.add_argument("--cases", choices=REGIMES, default="essential", help="of numeric and repeat")
     parser.add_argument("--within", type=float, default=float("inf"), metavar="SECONDS", help="begin none after that")
     options = parser.parse_args(argv)
-    todo = list(checks(options.kinds, options.all))
+    todo = list(checks(options.kinds, options.cases))
     # On a GPU torch then fills what it allocates with NaN: an element that nobody writes shows.
     torch.use_deterministic_algorithms(DEVICE != "cpu", warn_only=True)
     with aim_fast.use_backend(BACKEND):

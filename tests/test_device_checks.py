@@ -30,7 +30,7 @@ def test_every_name_is_a_regime() -> None:
 
 
 def test_all_adds_the_rest() -> None:
-    few, every = ([label for label, _ in device_checks.checks(["numeric"], all_)] for all_ in (False, True))
+    few, every = ([label for label, _ in device_checks.checks(["numeric"], name)] for name in ("essential", "all"))
     assert every[: len(few)] == few
     assert sorted(every) == sorted(f"numeric {name}" for name in CASES)
 
@@ -63,8 +63,7 @@ def drifting() -> Callable[..., Tensor]:
 def test_a_wrong_kernel_fails(
     kind: str, fault: Callable, case: str, text: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
-    monkeypatch.setattr(device_checks, "ESSENTIAL", (case,))
-    monkeypatch.setattr(device_checks, "REPEATED", (case,))
+    monkeypatch.setitem(device_checks.REGIMES, "essential", ((case,), (case,)))
     assert device_checks.main([kind]) == 0
     monkeypatch.setattr(aim_fast, "adapter", fault)
     assert device_checks.main([kind]) == 1
