@@ -204,7 +204,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = parser.parse_args(argv)
     todo = list(checks(options.kinds, options.cases))
     # On a GPU torch then fills what it allocates with NaN: an element that nobody writes shows.
-    torch.use_deterministic_algorithms(DEVICE != "cpu", warn_only=True)
+    if DEVICE != "cpu":
+        torch.use_deterministic_algorithms(True, warn_only=True)
     with aim_fast.use_backend(BACKEND):
         count = run(todo, options.within)
     print(count)

@@ -17,12 +17,6 @@ pytestmark = pytest.mark.usefixtures("fused")
 real = aim_fast.adapter
 
 
-@pytest.fixture(autouse=True)
-def _plain_allocations():
-    yield
-    torch.use_deterministic_algorithms(False)
-
-
 def test_every_name_is_a_regime() -> None:
     for names in (device_checks.ESSENTIAL, device_checks.REPEATED, device_checks.CAPTURED, device_checks.SMALL):
         assert set(names) <= set(CASES)
