@@ -86,12 +86,16 @@ class Stage:
 
 
 def python(
-    arguments: Sequence[str], seconds: float, environment: Mapping[str, str] | None = None, prefix: Sequence[str] = ()
+    arguments: Sequence[str],
+    seconds: float,
+    environment: Mapping[str, str] | None = None,
+    prefix: Sequence[str] = (),
+    root: Path = ROOT,
 ) -> Done:
     """Run this Python on the checkout, which comes before anything installed."""
-    path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH", "")]))
+    path = os.pathsep.join(filter(None, [str(root), os.environ.get("PYTHONPATH", "")]))
     return limited.run(
-        [*prefix, sys.executable, *arguments], seconds, ROOT, {"PYTHONPATH": path, **(environment or {})}
+        [*prefix, sys.executable, *arguments], seconds, root, {"PYTHONPATH": path, **(environment or {})}
     )
 
 
@@ -114,14 +118,21 @@ def judged(done: Done, failed: bool, text: str) -> Outcome:
     return Outcome("out of time" if done.late or "for want of time" in text else "passed", text)
 
 
+def link_kernels(root: Path) -> bool:
+    """Put kernels/ where an installation has it, unless it is found there; whether that was needed.
+
+    pyproject.toml maps it for an installation, editable or not; in a plain checkout nothing does.
+    """
+    inside = root / "aim_fast" / "kernels"
+    if not (root / "kernels").is_dir() or inside.exists() or not python(["-c", _FIND], 60, root=root).status:
+        return False
+    inside.symlink_to(Path("..", "kernels"), target_is_directory=True)
+    return True
+
+
 def build(machine: Machine, seconds: float) -> Outcome:
-    """What can be built is built in place, and kernels/ is put where an installation has it."""
-    texts = []
-    inside = ROOT / "aim_fast" / "kernels"
-    if (ROOT / "kernels").is_dir() and not inside.exists() and python(["-c", _FIND], seconds).status:
-        # pyproject.toml maps it for an installation; a plain checkout has nothing that does.
-        inside.symlink_to(Path("..", "kernels"), target_is_directory=True)
-        texts.append("linked aim_fast/kernels")
+    """What can be built is built in place."""
+    texts = ["linked aim_fast/kernels"] if link_kernels(ROOT) else []
     if importlib.util.find_spec("setuptools") is None:
         texts.append("no setuptools, so nothing is compiled")
         return Outcome("passed", ", ".join(texts))

@@ -59,6 +59,22 @@ def test_without_a_gpu_the_rest_is_left_out_and_says_so(without_gpu: tuple[str, 
         assert f"== {name}: left out in 0 s; needs an NVIDIA GPU" in printed
 
 
+def test_a_plain_checkout_gets_its_kernels_linked_once(tmp_path: Path) -> None:
+    for folder in ("aim_fast", "kernels"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "__init__.py").touch()
+    assert gpu_stages.link_kernels(tmp_path)
+    assert not gpu_stages.link_kernels(tmp_path)
+    found = gpu_stages.python(["-c", "import aim_fast.kernels as k; print(k.__file__)"], 60, root=tmp_path)
+    assert found.last_line == str(tmp_path / "aim_fast" / "kernels" / "__init__.py")
+
+
+def test_without_kernels_there_is_nothing_to_link(tmp_path: Path) -> None:
+    (tmp_path / "aim_fast").mkdir()
+    assert not gpu_stages.link_kernels(tmp_path)
+    assert not (tmp_path / "aim_fast" / "kernels").is_symlink()
+
+
 Answer = Callable[[Sequence[str]], Done]
 
 
