@@ -12,8 +12,10 @@ import re
 import shutil
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +27,10 @@ LEAST_SECONDS = 5.0  # a stage with less is not begun
 # Of a stage's time, when the last workload or check may begin.
 BEGIN_UNTIL = 0.7
 
-# What runs on a device; the others look at what a CPU has, or at no tensors.
-SUITE = ("numerics", "mixed", "nonfinite", "saved_memory", "functional", "addressing")
+# What runs on a device; the others look at what a CPU has, or at no tensors. LARGE takes much of its memory and so runs
+# in one process.
+SUITE = ("numerics", "mixed", "nonfinite", "saved_memory", "functional")
+LARGE = ("addressing",)
 
 _LOOK = """
 import json, torch
@@ -147,15 +151,28 @@ def forced(machine: Machine, backend: str) -> dict[str, str]:
     return {"AIM_FAST_TEST_DEVICE": machine.device, "AIM_FAST_TEST_BACKEND": backend}
 
 
+@cache
+def kernels(device: str) -> tuple[list[str], str]:
+    """The backends with a kernel for the device; and where there is none, what the package says of itself."""
+    done = python(["-c", _KERNELS, device], 60)
+    if done.status:
+        return [], done.last_line
+    names = json.loads(done.last_line)
+    return names, "" if names else " ".join(python(["-m", "aim_fast"], 60).output.split())
+
+
 def each_kernel(machine: Machine, seconds: float, check: Callable[[str, float], Outcome]) -> Outcome:
     """The outcomes of all backends that have a kernel for the device, as one."""
-    done = python(["-c", _KERNELS, machine.device], seconds)
-    backends = json.loads(done.last_line) if not done.status else []
-    if not backends:
-        why = python(["-m", "aim_fast"], seconds).output if not done.status else done.last_line
-        return Outcome("failed", f"no backend has a kernel for {machine.device} tensors: {' '.join(why.split())}")
-    left = seconds - done.seconds
-    outcomes = {name: check(name, left / len(backends)) for name in backends}
+    start = time.monotonic()
+    names, why = kernels(machine.device)
+    if not names:
+        return Outcome("failed", f"no backend has a kernel for {machine.device} tensors: {why}")
+    left = seconds - (time.monotonic() - start)
+    return together({name: check(name, left / len(names)) for name in names})
+
+
+def together(outcomes: Mapping[str, Outcome]) -> Outcome:
+    """Several outcomes as one, which is the worst of them."""
     worst = min((o.status for o in outcomes.values()), key=("failed", "out of time", "left out", "passed").index)
     return Outcome(worst, "; ".join(f"{name}: {outcome.text}" for name, outcome in outcomes.items()))
 
@@ -174,18 +191,22 @@ def device_checks(machine: Machine, backend: str, seconds: float, *arguments: st
 
 def suite(machine: Machine, seconds: float) -> Outcome:
     """The numeric tests on the device; without pytest every regime of the budget in their place, and says so."""
-    command = ["-m", "pytest", "-q", "-p", "no:cacheprovider", "--tb=short"]
-    if machine.xdist:
-        # Most of the time goes into compiling kernels, which needs cores.
-        command += ["-n", str(min(8, os.cpu_count() or 1)), "--dist", "worksteal"]
+    # Most of the time goes into compiling kernels, which needs cores.
+    spread = ["-n", str(min(8, os.cpu_count() or 1)), "--dist", "worksteal"] if machine.xdist else []
+
+    def tests(backend: str, limit: float, names: Sequence[str], options: Sequence[str]) -> Outcome:
+        files = [f"tests/test_{name}.py" for name in names]
+        command = ["-m", "pytest", "-q", "-p", "no:cacheprovider", "--tb=short", *options, *files]
+        done = python(command, limit, forced(machine, backend))
+        failed = re.search(r"^(FAILED|ERROR) ", done.output, re.MULTILINE) is not None
+        return judged(done, failed, done.last_line)
 
     def check(backend: str, limit: float) -> Outcome:
         if not machine.pytest:
             outcome = device_checks(machine, backend, limit, "numeric", "--cases", "all")
             return replace(outcome, text=f"no pytest here, so its place was taken by {outcome.text}")
-        done = python([*command, *(f"tests/test_{name}.py" for name in SUITE)], limit, forced(machine, backend))
-        failed = re.search(r"^(FAILED|ERROR) ", done.output, re.MULTILINE) is not None
-        return judged(done, failed, done.last_line)
+        large = tests(backend, 0.3 * limit, LARGE, [])
+        return together({"large": large, "others": tests(backend, 0.7 * limit, SUITE, spread)})
 
     return each_kernel(machine, seconds, check)
 

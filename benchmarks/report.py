@@ -56,7 +56,7 @@ def line(row: Row, names: Sequence[str]) -> str:
         row["name"],
         dtype(row),
         row["pass"],
-        f"{row['us']['fused']['median']:.0f}",
+        _us(row),
         f"{row['gflops']:.0f}",
         f"{row['gbps']:.1f}",
         f"{row['roof']['share']:.0%}",
@@ -101,6 +101,12 @@ def _ratio(row: Row, rival: str) -> str:
     if rival in row["failed"]:
         return "failed"
     return f"{row['speedup'][rival]:.2f}" if rival in row["speedup"] else "-"
+
+
+def _us(row: Row) -> str:
+    """The fused time, in three digits at least."""
+    us = row["us"]["fused"]["median"]
+    return f"{us:.0f}" if us >= 100 else f"{us:.1f}"
 
 
 def _beside(values: dict[str, float]) -> str:
@@ -207,7 +213,7 @@ def _cases_table(rows: Sequence[Row]) -> str:
         for kind in shown:
             if kind in found:
                 row = found[kind]
-                cells += [f"{row['us']['fused']['median']:.0f}", f"{row['roof']['share']:.0%}"]
+                cells += [_us(row), f"{row['roof']['share']:.0%}"]
                 cells += [_ratio(row, rival) for rival in rivals(rows)]
             else:
                 cells += ["-"] * (2 + len(rivals(rows)))

@@ -6,7 +6,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,6 @@ from typing import Any
 import pytest
 
 import gpu_check
-import gpu_report
 import gpu_stages
 import limited
 from gpu_stages import ROOT, STAGES, Machine, Outcome
@@ -79,25 +78,27 @@ Answer = Callable[[Sequence[str]], Done]
 
 
 @pytest.fixture
-def commands(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+def commands(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, Any]]:
     """Commands are answered from `answers` by a word that they contain; those that were asked for are in `seen`."""
-    state: dict[str, Any] = {"answers": {}, "seen": []}
+    state: dict[str, Any] = {"answers": {}, "seen": [], "kernels": Done(0, '["triton"]', 1.0, False)}
 
     def run(command: Sequence[str], seconds: float, folder: Path, environment: dict[str, str]) -> Done:
         state["seen"].append((" ".join(command), environment, seconds))
         if "judge.kernels_of" in " ".join(command):
-            return Done(0, state.get("kernels", '["triton"]'), 1.0, False)
+            return state["kernels"]
         for word, answer in state["answers"].items():
             if word in " ".join(command):
                 return answer(command) if callable(answer) else answer
         return Done(0, "", 1.0, False)
 
     monkeypatch.setattr(limited, "run", run)
-    return state
+    gpu_stages.kernels.cache_clear()
+    yield state
+    gpu_stages.kernels.cache_clear()
 
 
 def test_checks_go_to_every_kernel_of_the_device(commands: dict[str, Any]) -> None:
-    commands["kernels"] = 'noise\n["triton", "cuda"]\n'
+    commands["kernels"] = Done(0, 'noise\n["triton", "cuda"]\n', 1.0, False)
     commands["answers"] = {"device_checks": Done(0, "40 checks, 0 failed", 1.0, False)}
     outcome = gpu_stages.checks(H100, 61.0)
     assert (outcome.status, outcome.text) == ("passed", "triton: 40 checks, 0 failed; cuda: 40 checks, 0 failed")
@@ -125,12 +126,20 @@ def test_outcome_of_checks(commands: dict[str, Any], done: Done, status: str) ->
     assert gpu_stages.checks(H100, 60.0).status == status
 
 
-@pytest.mark.parametrize("kernels", [Done(0, "[]", 1.0, False), Done(1, "ImportError: no torch", 1.0, False)])
-def test_a_gpu_without_a_kernel_fails(commands: dict[str, Any], kernels: Done, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(gpu_stages, "python", lambda arguments, seconds: kernels)
+@pytest.mark.parametrize(
+    ("kernels", "why"),
+    [
+        (Done(0, "[]", 1.0, False), "triton no, not installed"),
+        (Done(1, "ImportError: torch", 1.0, False), "ImportError"),
+    ],
+    ids=["none", "broken"],
+)
+def test_a_gpu_without_a_kernel_fails(commands: dict[str, Any], kernels: Done, why: str) -> None:
+    commands["kernels"] = kernels
+    commands["answers"] = {"-m aim_fast": Done(0, "triton no,\n  not installed", 1.0, False)}
     outcome = gpu_stages.checks(H100, 60.0)
     assert outcome.status == "failed"
-    assert "no backend has a kernel for cuda tensors" in outcome.text
+    assert f"no backend has a kernel for cuda tensors: {why}" in outcome.text
 
 
 @pytest.mark.parametrize(
@@ -147,9 +156,17 @@ def test_outcome_of_the_suite(commands: dict[str, Any], done: Done, status: str)
     commands["answers"] = {"pytest": done}
     outcome = gpu_stages.suite(H100, 100.0)
     assert (outcome.status, done.last_line in outcome.text) == (status, True)
-    for name in gpu_stages.SUITE:
-        assert (ROOT / "tests" / f"test_{name}.py").exists()
-        assert f"tests/test_{name}.py" in commands["seen"][-1][0]
+    *_, large, others = (command for command, *_ in commands["seen"])
+    for command, names in ((large, gpu_stages.LARGE), (others, gpu_stages.SUITE)):
+        files = [word for word in command.split() if word.startswith("tests/")]
+        assert files == [f"tests/test_{name}.py" for name in names]
+        assert all((ROOT / file).exists() for file in files)
+
+
+def test_only_the_small_tests_share_the_gpu(commands: dict[str, Any]) -> None:
+    gpu_stages.suite(replace(H100, xdist=True), 100.0)
+    spread = ["--dist worksteal" in command for command, *_ in commands["seen"] if "pytest" in command]
+    assert spread == [False, True]
 
 
 def test_without_pytest_every_regime_takes_the_place_of_the_suite(commands: dict[str, Any]) -> None:
@@ -255,29 +272,3 @@ def test_bad_arguments_and_a_python_without_torch(
     commands["answers"] = {"import json, torch": Done(1, "ModuleNotFoundError: torch", 1.0, False)}
     assert gpu_check.main([]) == 2
     assert "has no working torch; name one that has: make gpu-check PYTHON=" in capsys.readouterr().out
-
-
-def row(name: str, kind: str, saved: dict[str, float] | None = None, **speedup: float) -> dict[str, Any]:
-    return {"name": name, "dtype": "bf16", "amp": False, "pass": kind, "speedup": speedup, "saved_mib": saved or {}} | {
-        "roof": {"share": 0.5}
-    }
-
-
-def test_a_later_run_adds_to_the_day() -> None:
-    first = gpu_report.merged({}, H100, {"build": Outcome("passed", ""), "workloads": Outcome("passed", "", 1.0, {
-        "rows": [row("a", "train", eager=1.0), row("b", "train", eager=1.0)]})})  # fmt: skip
-    more = {"rows": [row("b", "train", eager=2.0, compile=1.5)], "host": [{"D": 1}]}
-    second = gpu_report.merged(first, H100, {"rivals": Outcome("passed", "", 1.0, more)})
-    assert list(second["stages"]) == ["build", "workloads", "rivals"]
-    assert [r["speedup"] for r in second["rows"]] == [{"eager": 1.0}, {"eager": 2.0, "compile": 1.5}]
-    assert second["host"] == [{"D": 1}]
-    third = gpu_report.merged(second, H100, {"workloads": Outcome("passed", "", 1.0, {"rows": first["rows"]})})
-    assert third["rows"] == second["rows"]
-
-
-def test_means_of_aim() -> None:
-    saved = {"fused": 8.0, "eager": 10.0}
-    rows = [row("aim_a", "train", saved, eager=4.0, autotune=2.0), row("aim_b", "train", saved, eager=1.0)]
-    assert gpu_report.aim_table([*rows, row("swin", "train", eager=9.0)])[2:] == [
-        "| train | 2 | 2.00 of 2 | 2.00 of 1 | 0.80 | 50% to 50% |"
-    ]
