@@ -21,9 +21,10 @@ from collections.abc import Sequence
 from datetime import datetime, timezone
 from pathlib import Path
 
+import gpu_machine
 import gpu_report
-import gpu_stages
-from gpu_stages import ROOT, STAGES, Machine, Outcome
+from gpu_machine import ROOT, Machine
+from gpu_stages import LEAST_SECONDS, STAGES, Outcome
 
 TOTAL_SECONDS = 520.0
 
@@ -50,7 +51,7 @@ def run(machine: Machine, names: Sequence[str], seconds: float) -> dict[str, Out
         start = time.monotonic()
         if stage.needs_gpu and not machine.gpu:
             outcome = Outcome("left out", "needs an NVIDIA GPU, and torch sees none")
-        elif left < gpu_stages.LEAST_SECONDS:
+        elif left < LEAST_SECONDS:
             outcome = Outcome("out of time", f"not begun: {seconds:.0f} s were over")
         else:
             outcome = stage.run(machine, min(stage.seconds, left))
@@ -61,7 +62,7 @@ def run(machine: Machine, names: Sequence[str], seconds: float) -> dict[str, Out
 
 def main(argv: Sequence[str] | None = None) -> int:
     options = parse(argv)
-    machine = gpu_stages.look()
+    machine = gpu_machine.look()
     if machine is None:
         print(f"gpu-check: {sys.executable} has no working torch; name one that has: make gpu-check PYTHON=...")
         return 2

@@ -9,7 +9,8 @@ from statistics import geometric_mean
 from typing import Any
 
 import report
-from gpu_stages import Machine, Outcome
+from gpu_machine import Machine
+from gpu_stages import Outcome
 from report import Row
 
 Results = dict[str, Any]

@@ -9,8 +9,6 @@ import importlib.util
 import json
 import os
 import re
-import shutil
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -19,10 +17,9 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-import limited
+from gpu_machine import ROOT, Machine, link_kernels, python
 from limited import Done
 
-ROOT = Path(__file__).resolve().parent.parent
 LEAST_SECONDS = 5.0  # a stage with less is not begun
 # Of a stage's time, when the last workload or check may begin.
 BEGIN_UNTIL = 0.7
@@ -32,37 +29,9 @@ BEGIN_UNTIL = 0.7
 SUITE = ("numerics", "mixed", "nonfinite", "saved_memory", "functional")
 LARGE = ("addressing",)
 
-_LOOK = """
-import json, torch
-there = torch.cuda.is_available()
-print(json.dumps({"torch": torch.__version__, "gpu": torch.cuda.get_device_name() if there else None}))
-"""
 _KERNELS = (
     "import sys, json; sys.path.insert(0, 'tests'); import judge; print(json.dumps(judge.kernels_of(sys.argv[1])))"
 )
-_FIND = "import importlib.util, sys; sys.exit(importlib.util.find_spec('aim_fast.kernels') is None)"
-
-
-@dataclass(frozen=True)
-class Machine:
-    """What a run depends on. gpu: its name, or None."""
-
-    torch: str
-    gpu: str | None
-    pytest: bool
-    xdist: bool
-    sanitizer: str | None
-
-    @property
-    def device(self) -> str:
-        return "cuda" if self.gpu else "cpu"
-
-    def __str__(self) -> str:
-        absent = [name for name, there in (("pytest", self.pytest), ("compute-sanitizer", self.sanitizer)) if not there]
-        return (
-            f"{self.gpu or 'no NVIDIA GPU'}, torch {self.torch}, Python {sys.version.split()[0]}"
-            f"{', without ' + ' and '.join(absent) if absent else ''}"
-        )
 
 
 @dataclass(frozen=True)
@@ -89,49 +58,11 @@ class Stage:
     needs_gpu: bool = False
 
 
-def python(
-    arguments: Sequence[str],
-    seconds: float,
-    environment: Mapping[str, str] | None = None,
-    prefix: Sequence[str] = (),
-    root: Path = ROOT,
-) -> Done:
-    """Run this Python on the checkout, which comes before anything installed."""
-    path = os.pathsep.join(filter(None, [str(root), os.environ.get("PYTHONPATH", "")]))
-    return limited.run(
-        [*prefix, sys.executable, *arguments], seconds, root, {"PYTHONPATH": path, **(environment or {})}
-    )
-
-
-def look() -> Machine | None:
-    """This machine, or None when its Python has no torch that works."""
-    done = python(["-c", _LOOK], 120)
-    if done.status:
-        return None
-    found = json.loads(done.last_line)
-    toolkit = Path(os.environ.get("CUDA_HOME", "/usr/local/cuda"), "bin")
-    sanitizer = shutil.which("compute-sanitizer") or shutil.which("compute-sanitizer", path=str(toolkit))
-    pytest, xdist = (importlib.util.find_spec(name) is not None for name in ("pytest", "xdist"))
-    return Machine(found["torch"], found["gpu"], pytest, xdist, sanitizer)
-
-
 def judged(done: Done, failed: bool, text: str) -> Outcome:
     """failed is what the output says; a process that ended badly by itself has failed too."""
     if failed or (done.status and not done.late):
         return Outcome("failed", text if failed else f"exit status {done.status}: {text}")
     return Outcome("out of time" if done.late or "for want of time" in text else "passed", text)
-
-
-def link_kernels(root: Path) -> bool:
-    """Put kernels/ where an installation has it, unless it is found there; whether that was needed.
-
-    pyproject.toml maps it for an installation, editable or not; in a plain checkout nothing does.
-    """
-    inside = root / "aim_fast" / "kernels"
-    if not (root / "kernels").is_dir() or inside.exists() or not python(["-c", _FIND], 60, root=root).status:
-        return False
-    inside.symlink_to(Path("..", "kernels"), target_is_directory=True)
-    return True
 
 
 def build(machine: Machine, seconds: float) -> Outcome:
@@ -143,8 +74,8 @@ def build(machine: Machine, seconds: float) -> Outcome:
     mode = {"AIM_FAST_BUILD": os.environ.get("AIM_FAST_BUILD", "auto")}
     done = python(["setup.py", "-q", "build_ext", "--inplace"], seconds, mode)
     reason = re.search(r"aim_fast: installing without (.*)", done.output)
-    texts.append(f"without {reason[1]}" if reason else "compiled what is there")
-    return judged(done, False, ", ".join(texts) if not done.status else done.last_line)
+    came = f"without {reason[1]}" if reason else "compiled what is there" if not done.status else done.last_line
+    return judged(done, False, ", ".join([*texts, came]))
 
 
 def forced(machine: Machine, backend: str) -> dict[str, str]:
@@ -166,7 +97,8 @@ def each_kernel(machine: Machine, seconds: float, check: Callable[[str, float], 
     start = time.monotonic()
     names, why = kernels(machine.device)
     if not names:
-        return Outcome("failed", f"no backend has a kernel for {machine.device} tensors: {why}")
+        status = "failed" if machine.gpu else "left out"
+        return Outcome(status, f"no backend has a kernel for {machine.device} tensors: {why}")
     left = seconds - (time.monotonic() - start)
     return together({name: check(name, left / len(names)) for name in names})
 

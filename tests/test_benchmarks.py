@@ -262,6 +262,21 @@ def test_a_rival_that_fails_is_named_and_passed_over(monkeypatch: pytest.MonkeyP
     assert "compile failed: RuntimeError: no compiler here" in report.line(rows[0], ["eager", "compile"])
 
 
+def test_a_rival_that_is_wrong_is_not_timed(monkeypatch: pytest.MonkeyPatch, tmp_path: Any) -> None:
+    monkeypatch.setitem(harness.RIVALS, "compile", wrong_formula)
+    file = tmp_path / "rows.json"
+    arguments = ["--cases", "decoder_queries", "--seconds", "0.01", "--rivals", "eager,compile", "--json", str(file)]
+    assert bench_adapter.main(arguments) == 0
+    for row in json.loads(file.read_text())["rows"]:
+        assert row["failed"]["compile"].startswith("wrong, not timed: y: error")
+        assert set(row["us"]) == {"fused", "eager"}
+
+
+def test_what_there_is_no_time_for_is_named(capsys: pytest.CaptureFixture[str]) -> None:
+    assert bench_adapter.main(["--cases", "decoder_queries,one_image", "--within", "-1", *BRIEF]) == 0
+    assert capsys.readouterr().out.count("left out, no time left within -1 s") == 3
+
+
 def test_too_large_a_case_is_left_out(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setattr(memory, "available_bytes", lambda device: 2**20)
     assert bench_adapter.main(["--cases", "aim_b_tail", *BRIEF]) == 0

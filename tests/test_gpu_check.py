@@ -14,9 +14,11 @@ from typing import Any
 import pytest
 
 import gpu_check
+import gpu_machine
 import gpu_stages
 import limited
-from gpu_stages import ROOT, STAGES, Machine, Outcome
+from gpu_machine import ROOT, Machine
+from gpu_stages import STAGES, Outcome
 from limited import Done
 
 H100 = Machine("2.11.0+cu130", "NVIDIA H100 80GB HBM3", pytest=True, xdist=False, sanitizer="/cuda/compute-sanitizer")
@@ -62,15 +64,15 @@ def test_a_plain_checkout_gets_its_kernels_linked_once(tmp_path: Path) -> None:
     for folder in ("aim_fast", "kernels"):
         (tmp_path / folder).mkdir()
         (tmp_path / folder / "__init__.py").touch()
-    assert gpu_stages.link_kernels(tmp_path)
-    assert not gpu_stages.link_kernels(tmp_path)
-    found = gpu_stages.python(["-c", "import aim_fast.kernels as k; print(k.__file__)"], 60, root=tmp_path)
+    assert gpu_machine.link_kernels(tmp_path)
+    assert not gpu_machine.link_kernels(tmp_path)
+    found = gpu_machine.python(["-c", "import aim_fast.kernels as k; print(k.__file__)"], 60, root=tmp_path)
     assert found.last_line == str(tmp_path / "aim_fast" / "kernels" / "__init__.py")
 
 
 def test_without_kernels_there_is_nothing_to_link(tmp_path: Path) -> None:
     (tmp_path / "aim_fast").mkdir()
-    assert not gpu_stages.link_kernels(tmp_path)
+    assert not gpu_machine.link_kernels(tmp_path)
     assert not (tmp_path / "aim_fast" / "kernels").is_symlink()
 
 
@@ -139,6 +141,7 @@ def test_a_gpu_without_a_kernel_fails(commands: dict[str, Any], kernels: Done, w
     commands["answers"] = {"-m aim_fast": Done(0, "triton no,\n  not installed", 1.0, False)}
     outcome = gpu_stages.checks(H100, 60.0)
     assert outcome.status == "failed"
+    assert gpu_stages.checks(NO_GPU, 60.0).status == "left out"
     assert f"no backend has a kernel for cuda tensors: {why}" in outcome.text
 
 
@@ -256,7 +259,7 @@ def test_stages_share_the_time(monkeypatch: pytest.MonkeyPatch, capsys: pytest.C
 
 @pytest.mark.parametrize(("status", "code"), [("passed", 0), ("left out", 0), ("out of time", 0), ("failed", 1)])
 def test_exit_status(status: str, code: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(gpu_stages, "look", lambda: H100)
+    monkeypatch.setattr(gpu_machine, "look", lambda: H100)
     monkeypatch.setattr(gpu_check, "run", lambda *_: {"checks": Outcome(status, "what | came")})
     assert gpu_check.main(["checks", "--output", str(tmp_path)]) == code
     (text,) = tmp_path.glob("nvidia-h100-80gb-hbm3-20*.md")

@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 import gpu_report
-from gpu_stages import Machine, Outcome
+from gpu_machine import Machine
+from gpu_stages import Outcome
 
 H100 = Machine("2.11.0+cu130", "NVIDIA H100 80GB HBM3", pytest=True, xdist=False, sanitizer=None)
 
