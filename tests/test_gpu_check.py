@@ -129,6 +129,23 @@ def test_outcome_of_checks(commands: dict[str, Any], done: Done, status: str) ->
 
 
 @pytest.mark.parametrize(
+    ("statuses", "worst"),
+    [
+        (["passed", "failed"], "failed"),
+        (["failed", "out of time"], "failed"),
+        (["passed", "out of time", "left out"], "out of time"),
+        (["left out", "passed"], "left out"),
+        (["passed", "passed"], "passed"),
+    ],
+)
+def test_outcome_of_several_is_the_worst(statuses: list[str], worst: str) -> None:
+    outcomes = {f"kernel{i}": Outcome(status, "text") for i, status in enumerate(statuses)}
+    together = gpu_stages.together(outcomes)
+    assert together.status == worst
+    assert together.text.startswith("kernel0: text; kernel1: text")
+
+
+@pytest.mark.parametrize(
     ("kernels", "why"),
     [
         (Done(0, "[]", 1.0, False), "triton no, not installed"),
