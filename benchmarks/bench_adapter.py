@@ -198,8 +198,11 @@ class Progress:
 
 
 def save(target: Path | None, rows: list[dict[str, Any]], problems: list[str]) -> None:
+    """Write the file at once, so that a run that is killed leaves the rows that it had."""
     if target is not None:
-        target.write_text(json.dumps({"rows": rows, "problems": problems}, indent=1) + "\n")
+        part = target.with_suffix(".part")
+        part.write_text(json.dumps({"rows": rows, "problems": problems}, indent=1) + "\n")
+        part.replace(target)
 
 
 def run(options: argparse.Namespace, rows: list[dict[str, Any]], problems: list[str]) -> None:
