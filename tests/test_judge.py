@@ -6,10 +6,12 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import cast
 
 import pytest
 import torch
 
+import conftest
 import judge
 from numeric_cases import CASES, build
 
@@ -64,3 +66,21 @@ def test_forced_backend_is_what_runs(tmp_path: Path) -> None:
     )
     assert done.returncode == 1
     assert "DID NOT RAISE" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("backend", "text", "outcome"),
+    [
+        ("triton", "adapter: backend 'triton' cannot take this call: no tile", pytest.skip.Exception),
+        ("triton", "adapter: scale is too long", ValueError),
+        ("cpu", "adapter: backend 'cpu' cannot take this call", ValueError),
+    ],
+)
+def test_only_a_limit_of_another_backend_skips(
+    backend: str, text: str, outcome: type[BaseException], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(conftest, "BACKEND", backend)
+    call = conftest.pytest_pyfunc_call(cast(pytest.Function, None))
+    next(call)
+    with pytest.raises(outcome, match=text):
+        call.throw(ValueError(text))
