@@ -20,11 +20,11 @@ PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist worksteal -p no:benchmark
 
 SANITIZED := functional mixed nonfinite numerics threads
 
-.PHONY: help build test bench lint format sanitize mutate example results clean
+.PHONY: help build test bench gpu-check lint format sanitize mutate example results clean
 .DEFAULT_GOAL := help
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 .venv/made:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || { echo "Python >= 3.10 is needed; name one: make PYTHON=python3.12"; exit 1; }
@@ -50,6 +50,13 @@ test: build ## run the whole suite
 
 bench: build ## run the quick benchmark, within two minutes
 	$(BIN)/python benchmarks/bench_adapter.py --quick $(ARGS)
+
+# Installs nothing and needs no .venv: a machine with a GPU may be one where nothing can be downloaded.
+# Its torch may be on PYTHONPATH.
+gpu-check: export PYTHONPATH := $(PYTHONPATH)
+gpu-check: export AIM_FAST_BUILD = auto
+gpu-check: ## check and measure on this machine's NVIDIA GPU, with the python3 that has torch, within nine minutes
+	$(PYTHON) benchmarks/gpu_check.py $(ARGS)
 
 results: build ## run the whole benchmark, with one thread and with all, and write the README's tables
 	@mkdir -p $(dir $(RESULTS))
@@ -83,6 +90,6 @@ mutate: build ## plant faults one by one: the suite must catch each
 	$(BIN)/python tests/mutate.py $(ARGS)
 
 clean: ## remove what the targets made
-	rm -rf .venv build dist *.egg-info aim_fast/libaim_fast.so aim_fast/_build_info.json
+	rm -rf .venv build dist *.egg-info aim_fast/libaim_fast.so aim_fast/_build_info.json aim_fast/kernels
 	rm -rf .mypy_cache .pytest_cache .ruff_cache .benchmarks
 	find . -name __pycache__ -prune -exec rm -rf {} +

@@ -30,14 +30,15 @@ def make_inputs(
 ) -> dict[str, Tensor | None]:
     """x [*shape] and w1, b1, w2, b2 for it, drawn so that x, the hidden block and the branch have unit size.
 
-    The weights are never zero: AIM's zero `D_fc2` would hide most faults.
+    They are drawn on the device, so that each kind of device has values of its own. The weights are never zero: AIM's
+    zero `D_fc2` would hide most faults.
     """
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator("cpu" if device == "meta" else device).manual_seed(seed)
     D = shape[-1]
 
     def draw(*size: int, gain: float) -> Tensor:
-        value = torch.randn(*size, generator=generator) * gain
-        return value.to(device=device, dtype=dtype).requires_grad_(requires_grad)
+        value = torch.randn(*size, generator=generator, device=device) * gain
+        return value.to(dtype).requires_grad_(requires_grad)
 
     return {
         "x": draw(*shape, gain=1.0),

@@ -6,6 +6,7 @@ the weights, which every row reaches, in full: their float64 truth is summed ove
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -33,18 +34,29 @@ class Error:
         return f"{self.name}: error {self.error:.2g} > allowed {self.allowed:.2g} (eager's {self.eager_error:.2g})"
 
 
-def check(workload: Workload, inputs: Inputs, fused: Rival, eager: Rival, kind: str) -> list[Error]:
-    """The errors of every result that a pass (forward, backward, train) gives, in the budget of aim_fast.testing."""
+def check(
+    workload: Workload, inputs: Inputs, calls: Mapping[str, Rival], eager: Rival, kind: str
+) -> dict[str, list[Error]]:
+    """The errors of every result that a pass (forward, backward, train) gives, by the names of `calls`.
+
+    Each is judged beside eager in the budget of aim_fast.testing; the truth is computed once.
+    """
     rows = _sample(workload.case.M)
     gradients = kind != "forward"
-    results = [_results(workload, inputs, rival, gradients, rows) for rival in (fused, eager)]
     truth = _exact(workload, inputs, gradients, rows)
+    beside = _results(workload, inputs, eager, gradients, rows)
+    return {
+        name: _errors(_results(workload, inputs, call, gradients, rows), beside, truth) for name, call in calls.items()
+    }
+
+
+def _errors(found: Mapping[str, Tensor], eager: Mapping[str, Tensor], truth: Mapping[str, Tensor]) -> list[Error]:
     errors = []
     for name, exact in truth.items():
-        found = budget(results[0][name], results[1][name], exact)
+        result = budget(found[name], eager[name], exact)
         unit = exact.abs().max().item() or 1.0
         label = name if name == "y" else f"d{name}"
-        errors.append(Error(label, found.error / unit, found.eager_error / unit, found.allowed / unit, found.ok))
+        errors.append(Error(label, result.error / unit, result.eager_error / unit, result.allowed / unit, result.ok))
     return errors
 
 

@@ -2,6 +2,7 @@
 
     python benchmarks/bench_adapter.py --quick
     python benchmarks/bench_adapter.py --cases 'aim_b_*' --dtypes bf16 --pass train --json out.json
+    python benchmarks/bench_adapter.py --device cuda --dtypes bf16 fp16
 
 Exit status: 0; 1 when a result was wrong or a call failed (that case is not timed); 130 after Ctrl-C, which still
 prints and writes what was measured. benchmarks/README.md says how to read the figures.
@@ -12,6 +13,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
+import math
 import statistics
 import sys
 import time
@@ -31,10 +33,11 @@ import plot
 import report
 import roof
 from cases import QUICK
+from devices import DEVICES
 from harness import PASSES, RIVALS, Inputs, Rival, Workload
 from machine import provenance
 
-QUICK_DEADLINE = 90.0  # seconds; what has not begun by then is left out and named
+QUICK_SECONDS = 90.0  # what has not begun by then is left out and named
 
 
 class WrongResultError(Exception):
@@ -51,11 +54,14 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--cases", help="names or globs (default: all)", **many)
     parser.add_argument("--dtypes", help="of fp32 bf16 fp16 (default: fp32 bf16)", **many)
     parser.add_argument("--pass", dest="passes", help=f"of {' '.join(PASSES)} (default: forward train)", **many)
-    parser.add_argument("--rivals", help="of eager compile (default: both; with --quick eager)", **many)
+    rivals = f"of {' '.join(RIVALS)} (default: eager compile, autotune too on a GPU; with --quick eager)"
+    parser.add_argument("--rivals", help=rivals, **many)
+    parser.add_argument("--device", choices=DEVICES, default="cpu", help="default: cpu")
     backends = ["auto", *(row.name for row in aim_fast.backends())]
     parser.add_argument("--backend", choices=backends, default=None, help="force one (default: aim_fast's own choice)")
     parser.add_argument("--threads", type=int, help="threads of torch (default: torch's)")
     parser.add_argument("--seconds", type=float, help="timing per case and pass (default: 3; with --quick 0.8)")
+    parser.add_argument("--within", type=float, metavar="SECONDS", help="begin no workload after that, and name those")
     parser.add_argument("--quick", action="store_true", help="a subset, within two minutes on two cores")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the rows")
     parser.add_argument("--plot", type=Path, metavar="FILE", help="write a picture (PNG) of the speed-ups")
@@ -65,13 +71,17 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         "cases": QUICK if options.quick else ("*",),
         "dtypes": ("fp32", "bf16"),
         "passes": ("forward", "train"),
-        "rivals": ("eager",) if options.quick else tuple(RIVALS),
+        "rivals": ("eager",) if options.quick else DEVICES[options.device].rivals,
     }
     for name, default in defaults.items():
         given = getattr(options, name)
         setattr(options, name, [word for part in given for word in part] if given else list(default))
     if options.seconds is None:
         options.seconds = 0.8 if options.quick else 3.0
+    if options.within is None:
+        options.within = QUICK_SECONDS if options.quick else math.inf
+    if options.device == "cuda" and not torch.cuda.is_available():
+        parser.error("--device cuda: torch sees no GPU; expected one, and a torch that is built for CUDA")
     for flag, given, known in (("pass", options.passes, PASSES), ("rivals", options.rivals, RIVALS)):
         for name in given:
             if name not in known:
@@ -79,7 +89,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     if options.threads is not None and options.threads < 1:
         parser.error(f"--threads is {options.threads}; expected 1 or more")
     try:
-        options.workloads = harness.select(options.cases, options.dtypes)
+        options.workloads = harness.select(options.cases, options.dtypes, options.device)
         if options.plot is not None:
             plot.require()
         for target in (options.json, options.plot):
@@ -97,22 +107,26 @@ def measure(workload: Workload, inputs: Inputs, rivals: dict[str, Rival], kind: 
     failed: dict[str, str] = {}
     calls = {"fused": harness.fused(workload.case), **rivals}
     reference = harness.eager(workload.case)
-    errors = accuracy.check(workload, inputs, calls["fused"], reference, kind)
-    wrong = [error for error in errors if not error.ok]
-    if wrong:
-        raise WrongResultError("; ".join(str(error) for error in wrong))
-
-    if "compile" in calls:
+    for name in [name for name in calls if name not in ("fused", "eager")]:
         try:
-            harness.call_seconds(harness.step(workload, inputs, calls["compile"], kind))
+            one = harness.step(workload, inputs, calls[name], kind)
+            one.run(one.prepare())
         except Exception as error:
-            failed["compile"] = f"{type(error).__name__}: {str(error).strip().splitlines()[0]}"
-            del calls["compile"]
+            failed[name] = f"{type(error).__name__}: {str(error).strip().splitlines()[0]}"
+            del calls[name]
+    errors = accuracy.check(workload, inputs, calls, reference, kind)
+    wrong = {name: "; ".join(str(e) for e in found if not e.ok) for name, found in errors.items()}
+    if wrong["fused"]:
+        raise WrongResultError(wrong["fused"])
+    for name in [name for name in calls if wrong[name]]:
+        failed[name] = f"wrong, not timed: {wrong[name]}"
+        del calls[name]
 
-    steps = {name: harness.step(workload, inputs, call, kind) for name, call in calls.items()}
-    before = roof.measure(workload.dtype)
-    times = harness.interleave(steps, seconds)
-    limits = roof.better(before, roof.measure(workload.dtype))
+    sets = harness.rotation(workload, inputs)
+    steps = {name: [harness.step(workload, s, call, kind) for s in sets] for name, call in calls.items()}
+    before = roof.measure(workload.dtype, workload.device)
+    times = harness.interleave(steps, seconds, workload.device)
+    limits = roof.better(before, roof.measure(workload.dtype, workload.device))
 
     least, typical = roof.work(workload, kind), statistics.median(times["fused"])
     with workload.autocast():
@@ -133,6 +147,7 @@ def measure(workload: Workload, inputs: Inputs, rivals: dict[str, Rival], kind: 
         "pass": kind,
         "backend": chosen.backend,
         "rounds": len(times["fused"]),
+        "sets": len(sets),
         "us": {name: _spread(values) for name, values in times.items()},
         "speedup": {name: statistics.median(times[name]) / typical for name in times if name != "fused"},
         "failed": failed,
@@ -143,11 +158,11 @@ def measure(workload: Workload, inputs: Inputs, rivals: dict[str, Rival], kind: 
         "roof": {
             **asdict(limits),
             "share": limits.seconds(least) / typical,
-            "fma_share": least.flops / typical / 1e9 / limits.gflops,
+            "peak_share": least.flops / typical / 1e9 / limits.gflops,
         },
         "saved_mib": saved if kind != "forward" else {},
         "peak_mib": peak,
-        "errors": {error.name: asdict(error) for error in errors},
+        "errors": {error.name: asdict(error) for error in errors["fused"]},
     }
 
 
@@ -182,19 +197,27 @@ class Progress:
         print(f"{self.count} {text}", flush=True)
 
 
+def save(target: Path | None, rows: list[dict[str, Any]], problems: list[str]) -> None:
+    """Write the file at once, so that a run that is killed leaves the rows that it had."""
+    if target is not None:
+        part = target.with_suffix(".part")
+        part.write_text(json.dumps({"rows": rows, "problems": problems}, indent=1) + "\n")
+        part.replace(target)
+
+
 def run(options: argparse.Namespace, rows: list[dict[str, Any]], problems: list[str]) -> None:
-    """Measure every workload and pass, appending to `rows` and `problems` as it goes."""
+    """Measure every workload and pass, appending to `rows` and `problems` as it goes, and to the file."""
     progress = Progress(len(options.workloads) * len(options.passes))
-    common = {**provenance(), "threads": torch.get_num_threads()}
-    print(f"{report.heading(common)}; {report.plural(common['threads'], 'thread')}")
+    common = {**provenance(options.device), "threads": torch.get_num_threads()}
+    print(f"{report.heading(common)}; {report.ran_on(common)}")
     for dtype in dict.fromkeys(workload.dtype for workload in options.workloads):
-        print(f"roof {dtype}: {roof.measure(dtype)}")
-    print(report.header(" " * len(progress.count)))
+        print(f"roof {dtype}: {roof.measure(dtype, options.device)}")
+    print(report.header(options.rivals, " " * len(progress.count)))
     for workload in options.workloads:
-        needed, free = memory.needed_bytes(workload), memory.available_bytes()
+        needed, free = memory.needed_bytes(workload), memory.available_bytes(workload.device)
         left_out = ""
-        if options.quick and progress.elapsed > QUICK_DEADLINE:
-            left_out = "no time left within --quick"
+        if progress.elapsed > options.within:
+            left_out = f"no time left within {options.within:.0f} s"
         elif free is not None and needed > 0.8 * free:
             left_out = f"needs about {needed / 2**30:.1f} GiB, {free / 2**30:.1f} GiB are free"
         if left_out:
@@ -217,7 +240,8 @@ def run(options: argparse.Namespace, rows: list[dict[str, Any]], problems: list[
             date = datetime.now(timezone.utc).isoformat(timespec="seconds")
             rows.append({**row, **common, "date": date})
             progress.done += 1
-            progress.row(report.line(rows[-1]))
+            progress.row(report.line(rows[-1], options.rivals))
+            save(options.json, rows, problems)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -237,8 +261,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     if problems:
         print("\n".join(["", "PROBLEMS, these were not timed:", *problems]))
         status = status or 1
+    save(options.json, rows, problems)
     if options.json is not None:
-        options.json.write_text(json.dumps({"rows": rows, "problems": problems}, indent=1) + "\n")
         print(f"rows: {options.json}")
     if options.plot is not None and rows:
         plot.draw(rows, options.plot)

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import fnmatch
+import itertools
+import math
 import statistics
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -18,20 +20,24 @@ from torch import Tensor
 import aim_fast
 from aim_fast.testing import make_inputs
 from cases import CASES, Case
+from devices import DEVICES
+from step import Step
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 PASSES = ("forward", "backward", "train")
 MIN_ROUNDS, MAX_ROUNDS, MAX_BURST = 5, 200, 100
+FLUSHES = 2  # how often a cache is passed over before the same inputs come again
 BURST_SECONDS = 2e-3
 
 
 @dataclass(frozen=True)
 class Workload:
-    """A case in one dtype. `amp`: the tensors are fp32 and the call runs under autocast to that dtype."""
+    """A case in one dtype on a device. `amp`: the tensors are fp32 and the call runs under autocast to that dtype."""
 
     case: Case
     dtype: str
     amp: bool = False
+    device: str = "cpu"
 
     def __str__(self) -> str:
         return f"{self.case.name} {self.dtype}{' amp' if self.amp else ''}"
@@ -49,15 +55,16 @@ class Workload:
         return self.tensor_dtype if self.case.skip or self.case.residual else self.compute_dtype
 
     def autocast(self) -> contextlib.AbstractContextManager[Any]:
-        return torch.autocast("cpu", self.compute_dtype) if self.amp else contextlib.nullcontext()
+        return torch.autocast(self.device, self.compute_dtype) if self.amp else contextlib.nullcontext()
 
 
-def select(patterns: Sequence[str], dtypes: Sequence[str]) -> list[Workload]:
+def select(patterns: Sequence[str], dtypes: Sequence[str], device: str = "cpu") -> list[Workload]:
     """The workloads whose case matches a name or glob, in the order of the table.
 
     Args:
         patterns: names or globs of cases.
         dtypes: of "fp32", "bf16", "fp16"; the modes "half" and "amp" run in each half dtype among them.
+        device: where they run, of `devices.DEVICES`.
 
     Raises:
         ValueError: a pattern that matches no case, an unknown dtype.
@@ -70,7 +77,7 @@ def select(patterns: Sequence[str], dtypes: Sequence[str]) -> list[Workload]:
         if dtype not in DTYPES:
             raise ValueError(f"--dtypes {dtype} is unknown; expected some of {', '.join(DTYPES)}")
     return [
-        Workload(case, dtype, amp=mode == "amp")
+        Workload(case, dtype, mode == "amp", device)
         for case in CASES
         if any(fnmatch.fnmatchcase(case.name, pattern) for pattern in patterns)
         for mode in case.modes
@@ -96,6 +103,11 @@ class Inputs:
         return self.x, self.w1, self.b1, self.w2, self.b2, self.residual
 
     @property
+    def read_bytes(self) -> int:
+        """What every pass reads of them at least: all but dy."""
+        return sum(t.numel() * t.itemsize for t in self.arguments if t is not None)
+
+    @property
     def differentiable(self) -> dict[str, Tensor]:
         """The tensors that get a gradient, by name."""
         names = ("x", "w1", "b1", "w2", "b2", "residual")
@@ -103,20 +115,33 @@ class Inputs:
 
 
 def build(workload: Workload) -> Inputs:
-    """Inputs with non-zero weights of real sizes, the same at every call."""
-    case, dtype = workload.case, workload.tensor_dtype
+    """Inputs with non-zero weights of real sizes, drawn on the device, the same there at every call."""
+    case, dtype, device = workload.case, workload.tensor_dtype, workload.device
     shape = (64, case.M // 64, case.D) if case.strided else (case.M, case.D)
-    made = {name: t for name, t in make_inputs(shape, case.H, dtype).items() if t is not None}
+    made = {name: t for name, t in make_inputs(shape, case.H, dtype, device=device).items() if t is not None}
     x = made.pop("x")
     if case.strided:
         x = x.transpose(0, 1)
-    generator = torch.Generator().manual_seed(1)
-    residual = None
-    if case.residual:
-        residual = torch.randn(x.shape, generator=generator).to(dtype).requires_grad_(case.x_grad)
-    dy = torch.randn(x.shape, generator=generator).to(workload.output_dtype)
+    draw = partial(torch.randn, x.shape, generator=torch.Generator(device).manual_seed(1), device=device)
+    residual = draw().to(dtype).requires_grad_(case.x_grad) if case.residual else None
+    dy = draw().to(workload.output_dtype)
     weights = {name: t.requires_grad_() for name, t in made.items()}
     return Inputs(x=x.requires_grad_(case.x_grad), residual=residual, dy=dy, **weights)
+
+
+def rotation(workload: Workload, inputs: Inputs) -> list[Inputs]:
+    """`inputs` and as many copies that no call finds its tensors in the device's cache.
+
+    The calls take the sets in turn. Before one comes again, all others have been read; together they are FLUSHES times
+    the cache, not counting dy, y and the gradients, which only help: (sets - 1) * read_bytes >= FLUSHES * cache.
+    """
+    others = math.ceil(FLUSHES * DEVICES[workload.device].cache_bytes() / max(1, inputs.read_bytes))
+    return [inputs, *(_copy(inputs) for _ in range(others))]
+
+
+def _copy(inputs: Inputs) -> Inputs:
+    tensors = {name: t for name, t in vars(inputs).items() if t is not None}
+    return replace(inputs, **{n: t.detach().clone().requires_grad_(t.requires_grad) for n, t in tensors.items()})
 
 
 Rival = Callable[..., Tensor]  # (x, w1, b1, w2, b2, residual) -> y
@@ -151,21 +176,19 @@ def eager(case: Case) -> Rival:
     return call
 
 
-def compiled(case: Case) -> Rival:
-    """The eager modules under torch.compile, default mode, fixed shapes; compiles when first called."""
+def compiled(case: Case, mode: str | None = None) -> Rival:
+    """The eager modules under torch.compile, fixed shapes; compiles when first called."""
     torch.compiler.reset()
-    return torch.compile(eager(case), dynamic=False)
+    return torch.compile(eager(case), dynamic=False, mode=mode)
 
 
-RIVALS: dict[str, Callable[[Case], Rival]] = {"eager": eager, "compile": compiled}
-
-
-@dataclass(frozen=True)
-class Step:
-    """One call of one pass: `prepare` is not timed, `run` is and takes what prepare gave."""
-
-    prepare: Callable[[], Any]
-    run: Callable[[Any], Any]
+# Without CUDA graphs, which would copy every input into a buffer of their own before each call.
+AUTOTUNE = "max-autotune-no-cudagraphs"
+RIVALS: dict[str, Callable[[Case], Rival]] = {
+    "eager": eager,
+    "compile": compiled,
+    "autotune": partial(compiled, mode=AUTOTUNE),
+}
 
 
 def step(workload: Workload, inputs: Inputs, rival: Rival, kind: str) -> Step:
@@ -194,33 +217,26 @@ def step(workload: Workload, inputs: Inputs, rival: Rival, kind: str) -> Step:
     }[kind]
 
 
-def call_seconds(one: Step) -> float:
-    """Wall time of one run; what it returns is freed outside the time."""
-    state = one.prepare()
-    start = time.perf_counter()
-    result = one.run(state)
-    elapsed = time.perf_counter() - start
-    del result
-    return elapsed
-
-
-def interleave(steps: dict[str, Step], seconds: float) -> dict[str, list[float]]:
+def interleave(steps: Mapping[str, Sequence[Step]], seconds: float, device: str = "cpu") -> dict[str, list[float]]:
     """Seconds per call of each rival, one figure a round: A B C, C B A, A B C, ...
 
     A short call is repeated until its turn lasts about 2 ms, and the turn gives the median. Rounds go on until
-    `seconds` are spent, at least MIN_ROUNDS and at most MAX_ROUNDS.
+    `seconds` are spent, at least MIN_ROUNDS and at most MAX_ROUNDS. The steps of a rival, one for each set of inputs,
+    take turns; the next rival goes on with the set that comes next, so that none finds what another has just read.
     """
-    for one in steps.values():
-        call_seconds(one)
-    fastest = min(call_seconds(one) for one in steps.values())
+    clock = DEVICES[device].seconds
+    for sets in steps.values():
+        clock(sets[:1])
+    fastest = min(clock(sets[:1])[0] for sets in steps.values())
     burst = max(1, min(MAX_BURST, round(BURST_SECONDS / fastest)))
     times: dict[str, list[float]] = {name: [] for name in steps}
     names = list(steps)
+    turns = itertools.cycle(range(len(steps[names[0]])))
     deadline = time.perf_counter() + seconds
     for done in range(MAX_ROUNDS):
         if done >= MIN_ROUNDS and time.perf_counter() > deadline:
             break
         for name in names:
-            times[name].append(statistics.median(call_seconds(steps[name]) for _ in range(burst)))
+            times[name].append(statistics.median(clock([steps[name][next(turns)] for _ in range(burst)])))
         names.reverse()
     return times

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import platform
 import subprocess
 from functools import cache
@@ -12,30 +11,18 @@ from typing import Any
 import torch
 
 import aim_fast
+from devices import DEVICES
 
 
 @cache
-def provenance() -> dict[str, Any]:
-    """The fields `machine`, `versions` and `commit` that every row of a result file carries."""
+def provenance(device: str = "cpu") -> dict[str, Any]:
+    """The fields `device`, `machine`, `versions` and `commit` that every row of a result file carries."""
     return {
-        "machine": {"cpu": _cpu_model(), "cores": os.cpu_count(), "isa": _isa()},
+        "device": device,
+        "machine": DEVICES["cpu"].facts() | (DEVICES[device].facts() if device != "cpu" else {}),
         "versions": {"torch": torch.__version__, "aim_fast": aim_fast.__version__, "python": platform.python_version()},
         "commit": _commit(),
     }
-
-
-def _cpu_model() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        lines = []
-    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()
-
-
-def _isa() -> str | None:
-    """The instruction set that the fused kernel runs, None without the compiled library."""
-    return torch.ops.aim_fast.cpu_isa() if hasattr(torch.ops.aim_fast, "cpu_isa") else None
 
 
 def _commit() -> dict[str, Any]:

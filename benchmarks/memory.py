@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import json
-import os
-import tempfile
-from pathlib import Path
-
 import torch
 from torch import Tensor
 
-from harness import Inputs, Rival, Workload, step
+from devices import DEVICES
+from harness import FLUSHES, Inputs, Rival, Workload, step
 
 MIB = 2.0**20
 
@@ -39,27 +35,10 @@ def saved_bytes(workload: Workload, inputs: Inputs, rival: Rival) -> int:
 def peak_bytes(workload: Workload, inputs: Inputs, rival: Rival, kind: str) -> int:
     """Most memory held at once by one call beyond its inputs: results, what is kept, temporaries.
 
-    Replays the profiler's record of torch's CPU allocator, so it is exact and the same at every run; scratch that a
-    library takes by itself is not in it (a few hundred KiB a thread for the fused kernel). For "backward" the forward
-    that it belongs to counts too.
+    For "backward" the forward that it belongs to counts too.
     """
     one = step(workload, inputs, rival, "forward" if kind == "forward" else "train")
-    # The profiler's own log lines would break into the table; the library reads this when it first starts.
-    os.environ.setdefault("KINETO_LOG_LEVEL", "99")
-    state = one.prepare()
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
-        result = one.run(state)
-    del result
-    with tempfile.TemporaryDirectory() as folder:
-        trace = Path(folder) / "trace.json"
-        profile.export_chrome_trace(str(trace))
-        events = json.loads(trace.read_text())["traceEvents"]
-    changes = [(event["ts"], event["args"]["Bytes"]) for event in events if event["name"] == "[memory]"]
-    held = peak = 0
-    for _, change in sorted(changes, key=lambda pair: pair[0]):
-        held += change
-        peak = max(peak, held)
-    return peak
+    return DEVICES[workload.device].peak_bytes(one)
 
 
 def needed_bytes(workload: Workload) -> int:
@@ -68,14 +47,9 @@ def needed_bytes(workload: Workload) -> int:
     wide = workload.tensor_dtype.itemsize
     tensors = case.M * (9 * case.D + 5 * case.H) * wide
     chunk = min(case.M, 4096) * (8 * case.D + 6 * case.H) * 8
-    return tensors + chunk
+    return tensors + chunk + FLUSHES * DEVICES[workload.device].cache_bytes()
 
 
-def available_bytes() -> int | None:
-    """Memory that can be had without swapping, or None where the system does not tell."""
-    try:
-        lines = Path("/proc/meminfo").read_text().splitlines()
-    except OSError:
-        return None
-    found = [int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:")]
-    return found[0] if found else None
+def available_bytes(device: str) -> int | None:
+    """Memory that can be had, or None where the system does not tell."""
+    return DEVICES[device].free_bytes()

@@ -36,19 +36,20 @@ def draw(rows: Sequence[Row], target: Path) -> None:
 
     order = ("forward", "backward", "train")
     panels = sorted(
-        {(row["threads"], row["pass"]) for row in rows}, key=lambda panel: (panel[0], order.index(panel[1]))
+        {(row["threads"], report.ran_on(row), row["pass"]) for row in rows},
+        key=lambda panel: (panel[0], order.index(panel[2])),
     )
     names = list(dict.fromkeys((row["name"], report.dtype(row)) for row in rows))
     figure = Figure(figsize=(3.4 + 3.4 * len(panels), 2.2 + 0.26 * len(names)), dpi=130, layout="constrained")
     axes = figure.subplots(1, len(panels), sharey=True, sharex=True, squeeze=False)[0]
     ratios = [value for row in rows for value in _marks(row)] or [1.0]
     low, high = min(0.9, 0.8 * min(ratios)), max(2.0, 1.15 * max(ratios))
-    for ax, (threads, kind) in zip(axes, panels, strict=True):
-        mine = [row for row in rows if (row["threads"], row["pass"]) == (threads, kind) and _marks(row)]
+    for ax, (_, where, kind) in zip(axes, panels, strict=True):
+        mine = [row for row in rows if (report.ran_on(row), row["pass"]) == (where, kind) and _marks(row)]
         for row in mine:
             _bar(ax, row, names.index((row["name"], report.dtype(row))))
         means = ", ".join(f"{key[1]} {mean:.2f}" for key, mean, _, _ in report.means(mine, "eager"))
-        ax.set_title(f"{kind}, {report.plural(threads, 'thread')}\nmean {means or '-'}", fontsize=9)
+        ax.set_title(f"{kind}, {where}\nmean {means or '-'}", fontsize=9)
         ax.axvline(1, color="black", linewidth=1)
         ax.set_xscale("log")
         ticks = [t for t in (0.25, 0.5, 0.7, 1, 1.5, 2, 3, 4, 6, 8, 12, 16) if low <= t <= high]

@@ -19,52 +19,60 @@ MANY_ROWS = 1000  # the means leave smaller cases out; every loss is listed, sma
 LOSS = 0.97  # below this a rival is faster; between this and 1 is a tie
 BEGIN, END = "<!-- results:begin -->", "<!-- results:end -->"
 
-_COLUMNS = (
-    "case:<15 dtype:<8 pass:<8 us:>9 GFLOP/s:>7 GB/s:>5 roof:>5 FMA:>5 x_eager:>7 x_compile:>9 "
-    "saved_MiB:>15 peak_MiB:>15 error_(eager's):<25 by:<5"
-)
-_FORMATS = [tuple(column.rsplit(":", 1)) for column in _COLUMNS.split()]
+_TIMES = "case:<15 dtype:<8 pass:<8 us:>9 GFLOP/s:>7 GB/s:>6 roof:>5 peak:>5"
+_REST = "saved_MiB:>15 peak_MiB:>15 error_(eager's):<25 by:<5"
+# In the order of their columns.
+_RIVALS = ("eager", "compile", "autotune")
 
 
 def heading(row: Row) -> str:
     """What all rows of one run share, but for the threads."""
     machine, versions, commit = row["machine"], row["versions"], row["commit"]
+    if "gpu" in machine:
+        where = f"{machine['gpu']}, {machine['sms']} SMs, CUDA {machine['cuda']}, Triton {machine['triton']}"
+    else:
+        where = f"{machine['cpu']}, {machine['cores']} cores, {machine['isa'] or 'no compiled library'}"
     state = "no commit" if commit["hash"] is None else commit["hash"][:10] + (" + changes" if commit["dirty"] else "")
-    return (
-        f"{machine['cpu']}, {machine['cores']} cores, {machine['isa'] or 'no compiled library'}; "
-        f"torch {versions['torch']}, aim_fast {versions['aim_fast']} ({state}), Python {versions['python']}"
-    )
+    return f"{where}; torch {versions['torch']}, aim_fast {versions['aim_fast']} ({state}), Python {versions['python']}"
 
 
-def header(indent: str = "") -> str:
-    return f"{indent} " + _aligned(name.replace("_", " ") for name, _ in _FORMATS)
+def _formats(names: Iterable[str]) -> list[tuple[str, str]]:
+    """(heading, format) of each column, with one for each of these rivals."""
+    ratios = " ".join(f"x_{name}:>{len(name) + 2}" for name in names)
+    columns = (column.rsplit(":", 1) for column in f"{_TIMES} {ratios} {_REST}".split())
+    return [(name.replace("_", " "), form) for name, form in columns]
 
 
-def line(row: Row) -> str:
+def header(names: Iterable[str], indent: str = "") -> str:
+    """The headings of `line` with the same rivals."""
+    formats = _formats(names)
+    return f"{indent} " + _aligned([name for name, _ in formats], formats)
+
+
+def line(row: Row, names: Sequence[str]) -> str:
     """One row under `header`; memory and error with eager's in brackets."""
     error = worst_error(row)
     cells = [
         row["name"],
         dtype(row),
         row["pass"],
-        f"{row['us']['fused']['median']:.0f}",
+        _us(row),
         f"{row['gflops']:.0f}",
         f"{row['gbps']:.1f}",
         f"{row['roof']['share']:.0%}",
-        f"{row['roof']['fma_share']:.0%}",
-        _ratio(row, "eager"),
-        _ratio(row, "compile"),
+        f"{row['roof']['peak_share']:.0%}",
+        *(_ratio(row, name) for name in names),
         _beside(row["saved_mib"]),
         _beside(row["peak_mib"]),
         f"{error['name']} {error['error']:.1e} ({error['eager_error']:.1e})",
         row["backend"],
     ]
     failures = "".join(f"  {name} failed: {why}" for name, why in row["failed"].items())
-    return _aligned(cells) + failures
+    return _aligned(cells, _formats(names)) + failures
 
 
-def _aligned(cells: Iterable[str]) -> str:
-    return " ".join(f"{cell:{form}}" for cell, (_, form) in zip(cells, _FORMATS, strict=True)).rstrip()
+def _aligned(cells: Iterable[str], formats: Sequence[tuple[str, str]]) -> str:
+    return " ".join(f"{cell:{form}}" for cell, (_, form) in zip(cells, formats, strict=True)).rstrip()
 
 
 def dtype(row: Row) -> str:
@@ -73,6 +81,11 @@ def dtype(row: Row) -> str:
 
 def _pass_of(row: Row) -> str:
     return f"{row['name']} {dtype(row)} {row['pass']}"
+
+
+def ran_on(row: Row) -> str:
+    """What a row is grouped by: the number of threads, or the GPU."""
+    return row["machine"]["gpu"] if row.get("device", "cpu") == "cuda" else plural(row["threads"], "thread")
 
 
 def plural(count: int, noun: str) -> str:
@@ -90,19 +103,25 @@ def _ratio(row: Row, rival: str) -> str:
     return f"{row['speedup'][rival]:.2f}" if rival in row["speedup"] else "-"
 
 
+def _us(row: Row) -> str:
+    """The fused time, in three digits at least."""
+    us = row["us"]["fused"]["median"]
+    return f"{us:.0f}" if us >= 100 else f"{us:.1f}"
+
+
 def _beside(values: dict[str, float]) -> str:
     return f"{values['fused']:.1f} ({values['eager']:.1f})" if values else "-"
 
 
-def groups(rows: Iterable[Row]) -> dict[tuple[int, str, str], list[Row]]:
-    """Rows by threads, dtype and pass."""
-    found: dict[tuple[int, str, str], list[Row]] = {}
-    for row in rows:
-        found.setdefault((row["threads"], row["dtype"], row["pass"]), []).append(row)
-    return dict(sorted(found.items()))
+def groups(rows: Iterable[Row]) -> dict[tuple[str, str, str], list[Row]]:
+    """Rows by where they ran, dtype and pass."""
+    found: dict[tuple[str, str, str], list[Row]] = {}
+    for row in sorted(rows, key=lambda row: (row["threads"], row["dtype"], row["pass"])):
+        found.setdefault((ran_on(row), row["dtype"], row["pass"]), []).append(row)
+    return found
 
 
-def means(rows: Sequence[Row], rival: str) -> list[tuple[tuple[int, str, str], float, int, Row]]:
+def means(rows: Sequence[Row], rival: str) -> list[tuple[tuple[str, str, str], float, int, Row]]:
     """Per group the geometric mean over M >= 1000, the number of cases in it, and the worst row of all sizes."""
     found = []
     for key, members in groups(rows).items():
@@ -116,7 +135,7 @@ def means(rows: Sequence[Row], rival: str) -> list[tuple[tuple[int, str, str], f
 
 def rivals(rows: Iterable[Row]) -> list[str]:
     seen = {name for row in rows for name in row["speedup"]}
-    return [name for name in ("eager", "compile") if name in seen]
+    return [name for name in _RIVALS if name in seen]
 
 
 def passes(rows: Iterable[Row]) -> list[str]:
@@ -133,17 +152,14 @@ def summary(rows: Sequence[Row]) -> list[str]:
     lines = []
     for rival in rivals(rows):
         lines.append(f"x {rival}, geometric mean over M >= {MANY_ROWS}, and the worst case of any size")
-        for (threads, name, kind), mean, count, worst in means(rows, rival):
-            among, cases = plural(threads, "thread"), plural(count, "case")
+        for (among, name, kind), mean, count, worst in means(rows, rival):
             where = f"{worst['speedup'][rival]:.2f} {worst['name']} {dtype(worst)}"
-            lines.append(f"  {name} {kind:<8} {among}  {mean:.2f} ({cases})   worst {where}")
+            lines.append(f"  {name} {kind:<8} {among}  {mean:.2f} ({plural(count, 'case')})   worst {where}")
         lost = losses(rows, rival)
         ahead = sum(row["speedup"].get(rival, 0.0) > 1 / LOSS for row in rows)
         timed = sum(rival in row["speedup"] for row in rows)
         lines.append(f"  faster in {ahead} of {timed}, slower in {len(lost)}{':' if lost else ''}")
-        lines += [
-            f"    {row['speedup'][rival]:.2f} {_pass_of(row)}, {plural(row['threads'], 'thread')}" for row in lost
-        ]
+        lines += [f"    {row['speedup'][rival]:.2f} {_pass_of(row)}, {ran_on(row)}" for row in lost]
     return lines or ["nothing was timed"]
 
 
@@ -152,10 +168,10 @@ def markdown(rows: Sequence[Row]) -> str:
     if not rows:
         raise ValueError("report: the files hold no rows; run benchmarks/bench_adapter.py --json FILE first")
     blocks = []
-    for threads in sorted({row["threads"] for row in rows}):
-        mine = [row for row in rows if row["threads"] == threads]
+    for where in dict.fromkeys(map(ran_on, sorted(rows, key=lambda row: row["threads"]))):
+        mine = [row for row in rows if ran_on(row) == where]
         when = max(row["date"] for row in mine)[:10]
-        blocks.append(f"**{plural(threads, 'thread').capitalize()}**: {heading(mine[0])}; {when}")
+        blocks.append(f"**{where}**: {heading(mine[0])}; {when}")
         blocks.append(_means_table(mine))
         for rival in rivals(mine):
             lost = [
@@ -167,7 +183,7 @@ def markdown(rows: Sequence[Row]) -> str:
 
 
 def _means_table(rows: Sequence[Row]) -> str:
-    lines = _head("geometric mean, M >= 1000", *(f"x {rival} (worst case)" for rival in rivals(rows)))
+    lines = table_head("geometric mean, M >= 1000", *(f"x {rival} (worst case)" for rival in rivals(rows)))
     columns = [{key: (mean, worst) for key, mean, _, worst in means(rows, rival)} for rival in rivals(rows)]
     for key in groups(rows):
         cells = [f"{key[1]} {key[2]}"]
@@ -177,7 +193,7 @@ def _means_table(rows: Sequence[Row]) -> str:
                 cells.append(f"**{mean:.2f}** ({worst['speedup'][rival]:.2f} {worst['name']})")
             else:
                 cells.append("-")
-        lines.append(_cells(cells))
+        lines.append(table_row(cells))
     return "\n".join(lines)
 
 
@@ -187,7 +203,7 @@ def _cases_table(rows: Sequence[Row]) -> str:
     columns = ["case", "M, D, H", "dtype"]
     for kind in shown:
         columns += [f"{kind} us", "% of roof", *(f"x {rival}" for rival in rivals(rows))]
-    lines = _head(*columns, "saved MiB (eager)", "peak MiB (eager)", "error (eager)")
+    lines = table_head(*columns, "saved MiB (eager)", "peak MiB (eager)", "error (eager)")
     by_workload: dict[tuple[str, str], dict[str, Row]] = {}
     for row in rows:
         by_workload.setdefault((row["name"], dtype(row)), {})[row["pass"]] = row
@@ -197,22 +213,32 @@ def _cases_table(rows: Sequence[Row]) -> str:
         for kind in shown:
             if kind in found:
                 row = found[kind]
-                cells += [f"{row['us']['fused']['median']:.0f}", f"{row['roof']['share']:.0%}"]
+                cells += [_us(row), f"{row['roof']['share']:.0%}"]
                 cells += [_ratio(row, rival) for rival in rivals(rows)]
             else:
                 cells += ["-"] * (2 + len(rivals(rows)))
         error = worst_error(last)
         cells += [_beside(last["saved_mib"]), _beside(last["peak_mib"])]
         cells.append(f"{error['name']} {error['error']:.1e} ({error['eager_error']:.1e})")
-        lines.append(_cells(cells))
+        lines.append(table_row(cells))
     return "\n".join(lines)
 
 
-def _head(*columns: str) -> list[str]:
-    return [_cells(columns), "|" + " --- |" * len(columns)]
+def host_table(rows: Sequence[Row]) -> str:
+    """The rows of host_cost.py; a ratio above 1 says that fused costs the host less than eager."""
+    lines = table_head("M = 1, D, H", "form", "pass", "fused us", "eager us", "x eager")
+    for row in rows:
+        fused, eager = row["us"]["fused"], row["us"]["eager"]
+        cells = [f"{row['D']}, {row['H']}", row["form"], row["pass"], f"{fused:.1f}", f"{eager:.1f}"]
+        lines.append(table_row([*cells, f"{eager / fused:.2f}"]))
+    return "\n".join(lines) + "\n"
 
 
-def _cells(cells: Iterable[str]) -> str:
+def table_head(*columns: str) -> list[str]:
+    return [table_row(columns), "|" + " --- |" * len(columns)]
+
+
+def table_row(cells: Iterable[str]) -> str:
     return f"| {' | '.join(cells)} |"
 
 

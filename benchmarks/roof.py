@@ -1,6 +1,6 @@
 """The machine's limits, measured on the spot, and what a workload could take at best under them.
 
-    time at the roof = max(FLOP / FMA peak, bytes / copy bandwidth)
+    time at the roof = max(FLOP / peak, bytes / copy bandwidth)
 
 FLOP and bytes are the least that the pass needs: each tensor once, the hidden activation never, z once out and once in
 when a backward follows. A small workload lives in the cache, not in memory, and may pass its roof.
@@ -8,19 +8,12 @@ when a backward follows. A small workload lives in the cache, not in memory, and
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cache
 
-import torch
-from torch import Tensor
-
-from harness import DTYPES, Workload
+from devices import DEVICES
+from harness import Workload
 
 PROBE_SECONDS = 0.05
-_COPY_BYTES = 64 << 20  # source and target together are larger than most last-level caches
-_MATMUL_SIZE = 1024
 
 
 @dataclass(frozen=True)
@@ -52,7 +45,7 @@ def work(workload: Workload, kind: str) -> Work:
 
 @dataclass(frozen=True)
 class Roof:
-    """GFLOP/s of a register-only FMA loop of the dtype's instruction, GB/s (read plus written) of a copy."""
+    """GFLOP/s of an FMA loop on registers or, on a GPU, of a large matmul; GB/s (read plus written) of a copy."""
 
     gflops: float
     gbps: float
@@ -65,43 +58,12 @@ class Roof:
         return max(least.flops / self.gflops, least.bytes / self.gbps) / 1e9
 
 
-def measure(dtype: str, seconds: float = PROBE_SECONDS) -> Roof:
-    """The roof for "fp32", "bf16" or "fp16" with torch's present number of threads, in about `seconds`."""
-    if hasattr(torch.ops.aim_fast, "cpu_peak"):
-        name = str(DTYPES[dtype]).removeprefix("torch.")
-        gflops, source = torch.ops.aim_fast.cpu_peak(name, torch.get_num_threads(), seconds / 2), "FMA loop"
-    else:
-        gflops, source = _matmul_gflops(seconds / 2), "fp32 matmul, for want of the compiled FMA loop"
-    return Roof(gflops, _copy_gbps(seconds / 2), source)
+def measure(dtype: str, device: str = "cpu", seconds: float = PROBE_SECONDS) -> Roof:
+    """The roof for "fp32", "bf16" or "fp16" with torch's present settings, in about `seconds`."""
+    gflops, source = DEVICES[device].rate(dtype, seconds / 2)
+    return Roof(gflops, DEVICES[device].copy_gbps(seconds / 2), source)
 
 
 def better(before: Roof, after: Roof) -> Roof:
     """The higher figures of two: a share of the roof must not profit from a probe that something disturbed."""
     return Roof(max(before.gflops, after.gflops), max(before.gbps, after.gbps), before.source)
-
-
-@cache
-def _buffers() -> tuple[Tensor, Tensor]:
-    return torch.ones(_COPY_BYTES, dtype=torch.uint8), torch.zeros(_COPY_BYTES, dtype=torch.uint8)
-
-
-def _copy_gbps(seconds: float) -> float:
-    source, target = _buffers()
-    return 2 * _COPY_BYTES / _best(lambda: target.copy_(source), seconds) / 1e9
-
-
-def _matmul_gflops(seconds: float) -> float:
-    a = torch.ones(_MATMUL_SIZE, _MATMUL_SIZE)
-    out = torch.empty_like(a)
-    return 2 * _MATMUL_SIZE**3 / _best(lambda: torch.mm(a, a, out=out), seconds) / 1e9
-
-
-def _best(call: Callable[[], object], seconds: float) -> float:
-    """Shortest of the calls that fit in `seconds`, at least two."""
-    best, done, deadline = float("inf"), 0, time.perf_counter() + seconds
-    while done < 2 or time.perf_counter() < deadline:
-        start = time.perf_counter()
-        call()
-        best = min(best, time.perf_counter() - start)
-        done += 1
-    return best

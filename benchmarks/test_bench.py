@@ -24,7 +24,7 @@ RIVALS: dict[str, Callable[..., Rival]] = {"fused": harness.fused, "eager": harn
 def test_adapter(benchmark, workload: Workload, kind: str, rival: str) -> None:
     inputs = harness.build(workload)
     call = RIVALS[rival](workload.case)
-    errors = accuracy.check(workload, inputs, call, harness.eager(workload.case), kind)
+    errors = accuracy.check(workload, inputs, {rival: call}, harness.eager(workload.case), kind)[rival]
     assert all(error.ok for error in errors), [str(error) for error in errors if not error.ok]
     one = harness.step(workload, inputs, call, kind)
     benchmark.group = f"{workload} {kind}"

@@ -17,17 +17,20 @@ from torch import Tensor
 
 import aim_fast
 from aim_fast import module
+from judge import BACKEND, DEVICE, is_refusal
 
-MISSING = next(row.reason for row in aim_fast.backends() if row.name == "cpu")
-# Every instruction set that this machine runs; one stand-in without the library, so that its tests fail by name.
-ISAS = ("missing",) if MISSING else tuple(torch.ops.aim_fast.cpu_isas().split(","))
+MISSING = next(row.reason for row in aim_fast.backends() if row.name == "cpu") if BACKEND == "cpu" else ""
+# Of the CPU's kernel every instruction set that this machine runs; one stand-in without the library, so that its tests
+# fail by name. Another backend is one variant.
+_VARIANTS = torch.ops.aim_fast.cpu_isas() if BACKEND == "cpu" and not MISSING else "missing" if MISSING else BACKEND
+ISAS = tuple(_VARIANTS.split(","))
 MALLOPT = getattr(ctypes.CDLL(None), "mallopt", None)  # glibc's
 M_PERTURB = -6
 
 
 @pytest.fixture(scope="session")
 def cpu_library() -> None:
-    """The compiled library; its absence is a failure unless this machine could not have built it."""
+    """The compiled library, for a test of its kernels; its absence is a failure unless it cannot be built here."""
     if not MISSING:
         return
     torch_version = tuple(int(part) for part in torch.__version__.split(".")[:2])
@@ -38,7 +41,11 @@ def cpu_library() -> None:
 
 @pytest.fixture(params=ISAS)
 def isa(request: pytest.FixtureRequest, cpu_library: None) -> Iterator[str]:
-    """Each instruction set of this machine in turn; calls that the CPU kernel does not take raise."""
+    """The backend under test, forced: the CPU's kernel with each instruction set of this machine in turn."""
+    if BACKEND != "cpu":
+        with aim_fast.use_backend(BACKEND):
+            yield request.param
+        return
     before = torch.ops.aim_fast.cpu_isa()
     torch.ops.aim_fast.cpu_set_isa(request.param)
     with aim_fast.use_backend("cpu"):
@@ -48,14 +55,33 @@ def isa(request: pytest.FixtureRequest, cpu_library: None) -> Iterator[str]:
 
 @pytest.fixture
 def fused(cpu_library: None) -> Iterator[None]:
-    """The CPU kernel, forced, with the machine's best instruction set."""
-    with aim_fast.use_backend("cpu"):
+    """The backend under test, forced; the CPU's kernel with the machine's best instruction set."""
+    with aim_fast.use_backend(BACKEND):
         yield
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> Any:
+    """A case beyond the limits of the backend under test is skipped and names the limit; the CPU's kernel takes all."""
+    try:
+        return (yield)
+    except ValueError as error:
+        if BACKEND != "cpu" and is_refusal(error):
+            pytest.skip(str(error))
+        raise
 
 
 @pytest.fixture
 def poison() -> Iterator[None]:
-    """Fresh memory is full of 3e38 (NaN in fp16), results and scratch alike: an element that nobody writes shows."""
+    """Fresh memory is full of 3e38 (NaN in fp16), results and scratch alike: an element that nobody writes shows.
+
+    On another device torch fills what it allocates with NaN.
+    """
+    if DEVICE != "cpu":
+        torch.use_deterministic_algorithms(True, warn_only=True)
+        yield
+        torch.use_deterministic_algorithms(False)
+        return
     if MALLOPT is None:
         yield
         return

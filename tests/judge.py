@@ -1,7 +1,14 @@
-"""One call of the operator three ways: fused, eager in the same dtype, exact in float64; and the verdict."""
+"""One call of the operator three ways: fused, eager in the same dtype, exact in float64; and the verdict.
+
+Tests draw on the CPU; `evaluate` takes the tensors to the device under test and the results back to where x was.
+
+    AIM_FAST_TEST_DEVICE=cuda     run on this device (default: cpu)
+    AIM_FAST_TEST_BACKEND=triton  force this backend (default: the first that has a kernel for the device)
+"""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
@@ -12,6 +19,8 @@ import aim_fast
 from aim_fast import testing
 from aim_fast.reference import composition
 
+DEVICE = os.environ.get("AIM_FAST_TEST_DEVICE") or "cpu"
+
 # Tensors by the name of their argument, to be passed on with ** beside any other arguments; None where there is none.
 Tensors = dict[str, Any]
 make_inputs: Callable[..., Tensors] = testing.make_inputs
@@ -19,6 +28,46 @@ make_inputs: Callable[..., Tensors] = testing.make_inputs
 TRAINABLE = ("x", "w1", "b1", "w2", "b2", "residual", "scale")
 # The results whose rows are rows of x.
 BY_ROW = ("y", "dx", "dresidual")
+
+
+def kernels_of(device: str) -> list[str]:
+    """The backends with a kernel for tensors of a device, in the table's order; eager is none."""
+    tensors = make_inputs((64, 64), 16, device=device)
+    found = []
+    for row in aim_fast.backends()[:-1]:
+        try:
+            with aim_fast.use_backend(row.name):
+                aim_fast.explain(**tensors)
+        except ValueError:
+            continue
+        found.append(row.name)
+    return found
+
+
+def _backend_under_test() -> str:
+    forced = os.environ.get("AIM_FAST_TEST_BACKEND")
+    return forced or ("cpu" if DEVICE == "cpu" else next(iter(kernels_of(DEVICE)), f"none for {DEVICE}"))
+
+
+# What the fixtures force. "cpu" on the CPU even without its library, so that its tests say so.
+BACKEND = _backend_under_test()
+
+
+def is_refusal(error: Exception) -> bool:
+    """Whether a forced backend says that a call is beyond its limits; the automatic choice then takes another."""
+    return isinstance(error, ValueError) and "cannot take this call" in str(error)
+
+
+def placed(t: Tensor, device: str = DEVICE) -> Tensor:
+    """t on a device with its strides, its gaps and its offset, which `Tensor.to` drops; t itself if it is there."""
+    if t.device.type == torch.device(device).type:
+        return t
+    whole = t.detach().as_strided((t.untyped_storage().nbytes() // t.itemsize,), (1,), 0)
+    return whole.to(device).as_strided(t.shape, t.stride(), t.storage_offset())
+
+
+def all_placed(tensors: Tensors, device: str = DEVICE) -> Tensors:
+    return {name: placed(t, device) if isinstance(t, Tensor) else t for name, t in tensors.items()}
 
 
 def evaluate(
@@ -30,15 +79,16 @@ def evaluate(
     **options: Any,
 ) -> dict[str, Tensor]:
     """{"y": ..., "dx": ..., ...}: what function returns, and the gradients of `wanted` when the output's is dy."""
-    leaves: Tensors = {name: None if t is None else t.detach() for name, t in tensors.items()}
+    home = tensors["x"].device
+    leaves: Tensors = {name: None if t is None else placed(t).detach() for name, t in tensors.items()}
     trained = [name for name, t in leaves.items() if name in wanted and t is not None]
     for name in trained:
         leaves[name].requires_grad_()
     y = function(**leaves, **options)
     if dy is None or not trained:
-        return {"y": y.detach()}
-    grads = torch.autograd.grad(y, [leaves[name] for name in trained], dy.to(y.dtype))
-    return {"y": y.detach(), **{f"d{name}": grad for name, grad in zip(trained, grads, strict=True)}}
+        return {"y": y.detach().to(home)}
+    grads = torch.autograd.grad(y, [leaves[name] for name in trained], placed(dy.to(y.dtype)))
+    return {"y": y.detach().to(home), **{f"d{name}": g.to(home) for name, g in zip(trained, grads, strict=True)}}
 
 
 def exact(tensors: Tensors, dy: Tensor | None, **options: Any) -> dict[str, Tensor]:

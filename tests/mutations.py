@@ -35,6 +35,12 @@ NONFINITE, NUMERICS, REFERENCE = _only("nonfinite"), _only("numerics"), _only("r
 SAVED, TESTING, THREADS = _only("saved_memory"), _only("testing"), _only("threads")
 COMPILE, DISTRIBUTED = _only("compile"), _only("distributed")
 EXPORT, TRANSFORMS = _only("export"), _only("transforms")
+BENCHMARKS, PARTS, ON_CUDA = (
+    _only("benchmarks", "wrong", "rival"),
+    _only("bench_parts", "cache", "turns"),
+    _only("on_cuda"),
+)
+GPU_CHECK = _only("gpu_check", "outcome", "share", "kernel", "exit")
 
 # fmt: off
 _PYTHON = (
@@ -125,6 +131,28 @@ _PYTHON = (
      "ok = not bool((error > allowed).any())", TESTING),
     ("budget_without_rows", "aim_fast/testing.py", "width = exact.shape[-1] if per_row and exact.dim() else exact.numel()",
      "width = exact.numel()", TESTING),
+    # The benchmark and gpu-check.
+    ("one_set_too_few", "benchmarks/harness.py", "math.ceil(FLUSHES *", "math.floor(FLUSHES *", PARTS),
+    ("sets_by_rival", "benchmarks/harness.py", "steps[name][next(turns)] for _ in range(burst)",
+     "steps[name][_ % len(steps[name])] for _ in range(burst)", PARTS),
+    ("wrong_rival_timed", "benchmarks/bench_adapter.py", "for name in [name for name in calls if wrong[name]]:",
+     "for name in []:", BENCHMARKS),
+    ("prepare_timed", "benchmarks/on_cuda.py", "        state = one.prepare()\n        start.record()\n",
+     "        start.record()\n        state = one.prepare()\n", ON_CUDA),
+    ("milliseconds_for_seconds", "benchmarks/on_cuda.py", "start.elapsed_time(end) / 1e3", "start.elapsed_time(end)", ON_CUDA),
+    ("peak_with_what_was_there", "benchmarks/on_cuda.py", "torch.cuda.max_memory_allocated() - before",
+     "torch.cuda.max_memory_allocated()", ON_CUDA),
+    ("late_stage_passes", "benchmarks/gpu_stages.py", '"out of time" if done.late or', '"out of time" if', GPU_CHECK),
+    ("crash_passes", "benchmarks/gpu_stages.py", "if failed or (done.status and not done.late):", "if failed:", GPU_CHECK),
+    ("hazards_pass", "benchmarks/gpu_stages.py", "int(found[1] or found[2]) > 0", "int(found[1] or 0) > 0", GPU_CHECK),
+    ("failed_kernel_hidden", "benchmarks/gpu_stages.py", 'key=("failed", "out of time", "left out", "passed").index',
+     'key=("passed", "failed", "out of time", "left out").index', GPU_CHECK),
+    ("replay_of_old_values", "tests/device_checks.py", "if not torch.equal(a, b)]\n    assert not different, f\"the replay",
+     "if a.shape != b.shape]\n    assert not different, f\"the replay", _only("device_checks")),
+    ("refusal_of_the_essential", "tests/device_checks.py", "is_refusal(error) and case not in ESSENTIAL", "is_refusal(error)",
+     _only("device_checks")),
+    ("layout_lost_on_the_way", "tests/judge.py", "return whole.to(device).as_strided(t.shape, t.stride(), t.storage_offset())",
+     "return t.to(device)", _only("judge", "layouts")),
 )
 
 _KERNELS = (

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 import aim_fast
-from judge import evaluate, judge, make_inputs
+from judge import DEVICE, all_placed, evaluate, judge, make_inputs
 
 pytestmark = pytest.mark.usefixtures("fused")
 
@@ -19,8 +19,19 @@ MAP_NORESERVE = 0x4000  # of Linux
 FAR = 2**31 + 11  # elements from one row to the next: even two rows are out of reach of 32 bits
 
 
+def free_memory() -> int:
+    if DEVICE == "cuda":
+        torch.cuda.empty_cache()
+        return torch.cuda.mem_get_info()[0]
+    return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+
+
 def reserved(count: int, dtype: torch.dtype) -> Tensor:
-    """count elements of address space; a page takes memory once it is touched."""
+    """count elements of address space; a page takes memory once it is touched. On a GPU memory itself."""
+    if DEVICE != "cpu":
+        if count * dtype.itemsize > free_memory():
+            pytest.skip(f"needs {count * dtype.itemsize / 2**30:.0f} GiB")
+        return torch.empty(count, dtype=dtype, device=DEVICE)
     flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | MAP_NORESERVE
     return torch.frombuffer(mmap.mmap(-1, count * dtype.itemsize, flags=flags), dtype=dtype)
 
@@ -38,7 +49,11 @@ def far_apart(t: Tensor) -> Tensor:
 @pytest.mark.parametrize("rows", [3, 40])
 def test_rows_far_apart(name: str, dtype: torch.dtype, rows: int) -> None:
     near = make_inputs((rows, 40), 8, dtype)
-    near["residual"], dy = torch.randn(2, rows, 40, generator=torch.Generator().manual_seed(1)).to(dtype).unbind()
+    near["residual"], near["dy"] = (
+        torch.randn(2, rows, 40, generator=torch.Generator().manual_seed(1)).to(dtype).unbind()
+    )
+    near = all_placed(near)
+    dy = near.pop("dy")
     expected = evaluate(aim_fast.adapter, near, dy, skip=True)
     far = near | {"dy": dy}
     far[name] = far_apart(far[name])
@@ -49,22 +64,18 @@ def test_rows_far_apart(name: str, dtype: torch.dtype, rows: int) -> None:
 
 @pytest.mark.parametrize("rows", [3, 20])
 def test_two_leading_dims_far_apart(rows: int) -> None:
-    near = make_inputs((2, rows, 40), 8)
+    near = all_placed(make_inputs((2, rows, 40), 8))
     x = reserved(FAR + rows * 64, FP32).as_strided((2, rows, 40), (FAR, 64, 1)).copy_(near["x"])
     expected, got = (evaluate(aim_fast.adapter, t, torch.ones(2, rows, 40)) for t in (near, near | {"x": x}))
     for key, value in expected.items():
         assert torch.equal(got[key], value), key
 
 
-def free_memory() -> int:
-    return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-
-
 @pytest.mark.skipif(free_memory() < 6 * 2**30, reason="needs 6 GiB: y has 2^31 bf16 elements")
 def test_y_of_more_than_2_31_elements() -> None:
     """Written to its last element; x repeats one block of rows, so that every block of y is the same."""
     rows, width, blocks = 32, 2**16, 1025  # 2^31 elements and one block more
-    tensors = make_inputs((rows, width), 1, BF16)
+    tensors = all_placed(make_inputs((rows, width), 1, BF16))
     block = judge(tensors, None)["y"]
     y = aim_fast.adapter(**tensors | {"x": tensors["x"].expand(blocks, rows, width)})
     assert y.numel() > 2**31

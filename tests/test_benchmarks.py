@@ -74,7 +74,8 @@ def test_selection(patterns: list[str], dtypes: list[str], expected: list[str]) 
         (["--cases", "vit_g"], "--cases vit_g matches no case; expected names or globs of aim_b_8f"),
         (["--dtypes", "fp8"], "--dtypes fp8 is unknown; expected some of fp32, bf16, fp16"),
         (["--pass", "sideways"], "--pass sideways is unknown; expected some of forward, backward, train"),
-        (["--rivals", "jax"], "--rivals jax is unknown; expected some of eager, compile"),
+        (["--rivals", "jax"], "--rivals jax is unknown; expected some of eager, compile, autotune"),
+        (["--device", "cuda"], "--device cuda: torch sees no GPU"),
         (["--threads", "0"], "--threads is 0; expected 1 or more"),
         (["--json", "/dev/null/folder/a.json"], "Not a directory"),
         (["--cases", "sam_b_window", "--dtypes", "bf16"], "these cases have none of these dtypes"),
@@ -236,10 +237,10 @@ def test_interruption_keeps_what_was_measured(
 ) -> None:
     real, calls = harness.interleave, itertools.count()
 
-    def interleave(steps: dict[str, Step], seconds: float) -> dict[str, list[float]]:
+    def interleave(steps: dict[str, list[Step]], seconds: float, device: str) -> dict[str, list[float]]:
         if next(calls) == 1:
             raise KeyboardInterrupt
-        return real(steps, seconds)
+        return real(steps, seconds, device)
 
     monkeypatch.setattr(harness, "interleave", interleave)
     file = tmp_path / "rows.json"
@@ -258,11 +259,26 @@ def test_a_rival_that_fails_is_named_and_passed_over(monkeypatch: pytest.MonkeyP
     assert bench_adapter.main(arguments) == 0
     rows = json.loads(file.read_text())["rows"]
     assert [row["failed"] for row in rows] == [{"compile": "RuntimeError: no compiler here"}] * 2
-    assert "compile failed: RuntimeError: no compiler here" in report.line(rows[0])
+    assert "compile failed: RuntimeError: no compiler here" in report.line(rows[0], ["eager", "compile"])
+
+
+def test_a_rival_that_is_wrong_is_not_timed(monkeypatch: pytest.MonkeyPatch, tmp_path: Any) -> None:
+    monkeypatch.setitem(harness.RIVALS, "compile", wrong_formula)
+    file = tmp_path / "rows.json"
+    arguments = ["--cases", "decoder_queries", "--seconds", "0.01", "--rivals", "eager,compile", "--json", str(file)]
+    assert bench_adapter.main(arguments) == 0
+    for row in json.loads(file.read_text())["rows"]:
+        assert row["failed"]["compile"].startswith("wrong, not timed: y: error")
+        assert set(row["us"]) == {"fused", "eager"}
+
+
+def test_what_there_is_no_time_for_is_named(capsys: pytest.CaptureFixture[str]) -> None:
+    assert bench_adapter.main(["--cases", "decoder_queries,one_image", "--within", "-1", *BRIEF]) == 0
+    assert capsys.readouterr().out.count("left out, no time left within -1 s") == 3
 
 
 def test_too_large_a_case_is_left_out(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    monkeypatch.setattr(memory, "available_bytes", lambda: 2**20)
+    monkeypatch.setattr(memory, "available_bytes", lambda device: 2**20)
     assert bench_adapter.main(["--cases", "aim_b_tail", *BRIEF]) == 0
     assert "aim_b_tail fp32: left out, needs about" in capsys.readouterr().out
 

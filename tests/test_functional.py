@@ -11,7 +11,7 @@ from torch.autograd import forward_ad
 
 import aim_fast
 from aim_fast.reference import composition
-from judge import TRAINABLE, Tensors, assert_judged, evaluate, exact, make_inputs
+from judge import BACKEND, DEVICE, TRAINABLE, Tensors, all_placed, assert_judged, evaluate, exact, make_inputs
 
 FP32, BF16, FP16, FP64 = torch.float32, torch.bfloat16, torch.float16, torch.float64
 DTYPES = pytest.mark.parametrize("dtype", [FP32, BF16, FP16], ids=str)
@@ -23,11 +23,11 @@ def inputs(dtype: torch.dtype = FP32, shape: tuple[int, ...] = (3, 11, 40), H: i
     tensors = make_inputs(shape, H, dtype)
     tensors["residual"] = torch.randn(shape, generator=generator).to(dtype)
     tensors["scale"] = torch.randn(shape[-1], generator=generator).to(dtype)
-    return tensors
+    return all_placed(tensors)
 
 
 def output_gradient(tensors: Tensors) -> Tensor:
-    return torch.randn(tensors["x"].shape, generator=torch.Generator().manual_seed(2)).to(tensors["x"].dtype)
+    return torch.randn(tensors["x"].shape, generator=torch.Generator().manual_seed(2)).to(tensors["x"])
 
 
 SUBSETS = [set(names) for size in (0, 1, 2, 6, 7) for names in combinations(TRAINABLE, size)]
@@ -62,7 +62,7 @@ def test_recompute_keeps_the_results(isa: str, dtype: torch.dtype, rows: int) ->
     assert_judged(again, evaluate(composition, tensors, dy), exact(tensors, dy))
 
 
-@pytest.mark.parametrize("backend", ["cpu", "eager"])
+@pytest.mark.parametrize("backend", [BACKEND, "eager"])
 @pytest.mark.parametrize("context", [torch.no_grad, torch.inference_mode], ids=["no_grad", "inference"])
 def test_no_graph(cpu_library: None, backend: str, context) -> None:
     tensors = {name: t.requires_grad_() for name, t in inputs().items()}
@@ -79,12 +79,12 @@ def _overlap(a: Tensor, b: Tensor) -> bool:
 
 
 @DTYPES
-@pytest.mark.parametrize("backend", ["cpu", "eager"])
+@pytest.mark.parametrize("backend", [BACKEND, "eager"])
 @pytest.mark.parametrize("skip", [False, True])
 @pytest.mark.parametrize("shape", [(7, 13, 96), (5, 96)], ids=["rows", "few_rows"])
 def test_zero_branch(cpu_library: None, backend: str, dtype: torch.dtype, skip: bool, shape: tuple[int, ...]) -> None:
     """AIM's start: w2 = b2 = 0. y is x bit for bit, or exactly 0, and a tensor of its own either way."""
-    tensors = make_inputs(shape, 24, dtype)
+    tensors = all_placed(make_inputs(shape, 24, dtype))
     tensors["w2"].zero_()
     tensors["b2"].zero_()
     x = tensors["x"]
@@ -95,7 +95,7 @@ def test_zero_branch(cpu_library: None, backend: str, dtype: torch.dtype, skip: 
     assert not _overlap(y, x)
 
 
-@pytest.mark.parametrize("backend", ["cpu", "eager"])
+@pytest.mark.parametrize("backend", [BACKEND, "eager"])
 @pytest.mark.parametrize("shape", [(5, 40), (0, 40), (40,)], ids=str)
 @pytest.mark.parametrize("options", [{}, {"skip": True}, {"scale": 0.0}, {"activation": "identity"}], ids=str)
 def test_y_is_free_to_write(cpu_library: None, backend: str, shape: tuple[int, ...], options: dict) -> None:
@@ -140,7 +140,7 @@ def test_gradients_accumulate_and_graph_is_retained(fused: None) -> None:
 
 def test_one_tensor_in_two_places(fused: None) -> None:
     """x as its own residual, w2 = w1.T: each gradient is the sum of both uses."""
-    square = make_inputs((9, 16), 16, FP32)
+    square = all_placed(make_inputs((9, 16), 16, FP32))
 
     def tied(function, x: Tensor, w: Tensor) -> Tensor:
         return function(x, w, None, w, None, activation="silu", residual=x)
@@ -156,7 +156,7 @@ def test_one_tensor_in_two_places(fused: None) -> None:
 @pytest.mark.parametrize("skip", [False, True])
 def test_gradcheck(activation: str, skip: bool) -> None:
     tensors = {name: t.requires_grad_() for name, t in inputs(FP64, (2, 3, 5), 4).items()}
-    row_scale = torch.tensor([[0.0], [1.25]], dtype=FP64)
+    row_scale = torch.tensor([[0.0], [1.25]], dtype=FP64, device=DEVICE)
 
     def call(*values: Tensor) -> Tensor:
         arguments: Tensors = dict(zip(tensors, values, strict=True))
@@ -210,6 +210,6 @@ def test_torch_func(cpu_library: None) -> None:
 
 def test_torch_func_names_its_limit(fused: None) -> None:
     """Under a forced kernel, that cannot: an error that says so, and nothing silently eager."""
-    t = make_inputs((4, 8), 2)
+    t = all_placed(make_inputs((4, 8), 2))
     with pytest.raises(ValueError, match=r"torch\.func"):
         torch.func.vmap(lambda x: aim_fast.adapter(x, t["w1"], t["b1"], t["w2"], t["b2"]))(t["x"])

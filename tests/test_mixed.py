@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 import aim_fast
 from aim_fast.reference import composition
-from judge import Tensors, assert_judged, evaluate, exact, judge, make_inputs
+from judge import BACKEND, DEVICE, Tensors, all_placed, assert_judged, evaluate, exact, judge, make_inputs, placed
 from original import PAIRS, pair
 
 FP32, BF16, FP16, FP64 = torch.float32, torch.bfloat16, torch.float16, torch.float64
@@ -61,7 +61,7 @@ def under(autocast: torch.dtype, function: Callable[..., Tensor]) -> Callable[..
     """function inside autocast; the backward runs outside."""
 
     def run(**arguments) -> Tensor:
-        with torch.autocast("cpu", dtype=autocast):
+        with torch.autocast(DEVICE, dtype=autocast):
             return function(**arguments)
 
     return run
@@ -149,19 +149,20 @@ def test_double_is_left_alone_by_autocast(cpu_library: None) -> None:
 
 @pytest.mark.parametrize("create_graph", [False, True], ids=["backward", "create_graph"])
 @pytest.mark.parametrize("forward", [BF16, None], ids=["of_autocast", "of_fp32"])
-@pytest.mark.parametrize("backend", ["cpu", "eager"])
+@pytest.mark.parametrize("backend", [BACKEND, "eager"])
 def test_backward_ignores_the_autocast_of_its_time(
     cpu_library: None, backend: str, forward: torch.dtype | None, create_graph: bool
 ) -> None:
     """Whatever ran the forward; PyTorch's own functions would multiply in the dtype of the backward's autocast."""
     tensors, dy = inputs(FP32, FP32, FP32)
-    leaves: Tensors = {name: t.requires_grad_() for name, t in tensors.items()}
+    leaves: Tensors = {name: t.requires_grad_() for name, t in all_placed(tensors).items()}
     grads = []
     for inside in (BF16, FP16, None):
-        with autocast_or_not("cpu", forward), aim_fast.use_backend(backend):
+        with autocast_or_not(DEVICE, forward), aim_fast.use_backend(backend):
             y = aim_fast.adapter(**leaves, skip=True)
-        with autocast_or_not("cpu", inside):
-            grads.append(torch.autograd.grad(y, list(leaves.values()), dy.to(y.dtype), create_graph=create_graph))
+        with autocast_or_not(DEVICE, inside):
+            wrt = list(leaves.values())
+            grads.append(torch.autograd.grad(y, wrt, placed(dy).to(y.dtype), create_graph=create_graph))
     for name, *of_each in zip(leaves, *grads, strict=True):
         assert torch.equal(of_each[0], of_each[2]), name
         assert torch.equal(of_each[1], of_each[2]), name
@@ -172,7 +173,7 @@ def test_double_backward_under_autocast(fused: None) -> None:
     tensors, _ = inputs(FP32, FP32, FP32)
 
     def penalty(function: Callable[..., Tensor], dtype: torch.dtype) -> dict[str, Tensor]:
-        leaves: Tensors = {name: t.detach().to(dtype).requires_grad_() for name, t in tensors.items()}
+        leaves: Tensors = {name: t.detach().to(dtype).requires_grad_() for name, t in all_placed(tensors).items()}
         y = function(**leaves, skip=True)
         (dx,) = torch.autograd.grad(y.square().sum(), leaves["x"], create_graph=True)
         grads = torch.autograd.grad(dx.square().sum(), list(leaves.values()))

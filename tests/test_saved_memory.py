@@ -15,7 +15,7 @@ from torch import Tensor
 
 import aim_fast
 from cases import CASES, Case
-from judge import Tensors, make_inputs
+from judge import DEVICE, Tensors, make_inputs
 
 pytestmark = pytest.mark.usefixtures("fused")
 
@@ -49,7 +49,7 @@ def kept_bytes(call: Callable[[], Tensor], given: Iterable[Tensor]) -> int:
 def workload(case: Case, mode: str) -> tuple[Tensors, dict[str, Any], AbstractContextManager]:
     """A workload with M rows: its tensors, the options of the call, and autocast where it has it."""
     dtype = HALF if mode == "half" else torch.float32
-    tensors = make_inputs((2, M // 2, case.D), case.H, dtype, requires_grad=True)
+    tensors = make_inputs((2, M // 2, case.D), case.H, dtype, requires_grad=True, device=DEVICE)
     x = tensors["x"]
     assert x is not None
     if case.strided:
@@ -58,7 +58,7 @@ def workload(case: Case, mode: str) -> tuple[Tensors, dict[str, Any], AbstractCo
     if case.residual:
         tensors["residual"] = torch.zeros_like(x, requires_grad=True)
     options = {"activation": case.activation, "skip": case.skip, "scale": case.scale}
-    return tensors, options, torch.autocast("cpu", HALF) if mode == "amp" else nullcontext()
+    return tensors, options, torch.autocast(DEVICE, HALF) if mode == "amp" else nullcontext()
 
 
 def users_code(x, w1, b1, w2, b2, *, activation, skip, scale, residual=None) -> Tensor:
@@ -103,7 +103,7 @@ def test_no_mixture_keeps_more_than_eager(autocast: torch.dtype) -> None:
 
 def test_eager_is_counted_right() -> None:
     """The count itself: eager keeps x, z and h of this call."""
-    t = make_inputs((M, 64), 16, requires_grad=True)
+    t = make_inputs((M, 64), 16, requires_grad=True, device=DEVICE)
     kept = kept_bytes(
         lambda: users_code(**t, activation="gelu", skip=True, scale=1.0),
         [t[name] for name in ("w1", "b1", "w2", "b2")],
@@ -127,8 +127,8 @@ KEPT = {
 
 @pytest.mark.parametrize(("trained", "columns"), KEPT.items(), ids=["+".join(names) for names in KEPT])
 def test_only_what_is_needed(trained: tuple[str, ...], columns: tuple[int, int]) -> None:
-    tensors = make_inputs((M, 64), 16)
-    tensors["residual"] = torch.zeros(M, 64)
+    tensors = make_inputs((M, 64), 16, device=DEVICE)
+    tensors["residual"] = torch.zeros(M, 64, device=DEVICE)
     for name in trained:
         tensors[name].requires_grad_()
     weights = [tensors[name] for name in ("w1", "b1", "w2", "b2")]
@@ -139,16 +139,16 @@ def test_only_what_is_needed(trained: tuple[str, ...], columns: tuple[int, int])
 
 def test_row_scale_and_scale_are_small() -> None:
     """With them, no product of them with the rows is kept either."""
-    tensors = make_inputs((M, 64), 16, requires_grad=True)
-    tensors["scale"] = torch.ones(64, requires_grad=True)
-    tensors["row_scale"] = torch.ones(M)
+    tensors = make_inputs((M, 64), 16, requires_grad=True, device=DEVICE)
+    tensors["scale"] = torch.ones(64, requires_grad=True, device=DEVICE)
+    tensors["row_scale"] = torch.ones(M, device=DEVICE)
     given = [t for name, t in tensors.items() if name != "x"]
     kept = kept_bytes(lambda: aim_fast.adapter(**tensors, skip=True), given)
     assert kept <= M * (64 + 16) * 4
 
 
 def test_y_is_not_kept() -> None:
-    tensors = make_inputs((M, 64), 16, requires_grad=True)
+    tensors = make_inputs((M, 64), 16, requires_grad=True, device=DEVICE)
     with saved() as kept:
         y = aim_fast.adapter(**tensors)
     assert kept
@@ -157,7 +157,7 @@ def test_y_is_not_kept() -> None:
 
 def test_nothing_without_a_graph() -> None:
     """Frozen, or under no_grad: nothing is kept, and z is not even made."""
-    tensors = make_inputs((M, 64), 16)
+    tensors = make_inputs((M, 64), 16, device=DEVICE)
     with saved() as kept:
         aim_fast.adapter(**tensors)
         for t in tensors.values():
@@ -169,7 +169,7 @@ def test_nothing_without_a_graph() -> None:
 
 def test_freed_after_backward() -> None:
     """The graph lets go of x and z once they have served, as any PyTorch function does."""
-    tensors = make_inputs((M, 64), 16, requires_grad=True)
+    tensors = make_inputs((M, 64), 16, requires_grad=True, device=DEVICE)
     y = aim_fast.adapter(**tensors)
     y.sum().backward()
     with pytest.raises(RuntimeError, match="second time"):

@@ -1,0 +1,87 @@
+"""A command with a limit on its time: asked to stop, then stopped, with all that it started."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+GRACE = 8.0  # seconds between the question and the end: enough to print a summary and write a file
+
+
+@dataclass(frozen=True)
+class Done:
+    """What came of a command: its exit status, negative for a signal; all of its output; whether it ran out of time."""
+
+    status: int
+    output: str
+    seconds: float
+    late: bool
+
+    @property
+    def last_line(self) -> str:
+        lines = [line.strip() for line in self.output.splitlines() if line.strip()]
+        return lines[-1] if lines else "no output"
+
+
+def run(command: Sequence[str], seconds: float, folder: Path, environment: Mapping[str, str]) -> Done:
+    """Run a command in a folder with these variables on top of the present ones, showing its output as it comes.
+
+    After `seconds` it gets the signal of Ctrl-C, after GRACE more it is killed with its whole process group, so that no
+    worker of it stays behind.
+    """
+    start = time.monotonic()
+    process = subprocess.Popen(
+        command,
+        cwd=folder,
+        env=os.environ | environment,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        errors="replace",
+        start_new_session=True,
+    )
+    assert process.stdout is not None
+    lines: list[str] = []
+
+    def read() -> None:
+        for line in process.stdout or ():
+            lines.append(line)
+            print(f"  {line}", end="", flush=True)
+
+    reader = threading.Thread(target=read, daemon=True)
+    reader.start()
+    late = True
+    try:
+        late = not _ends(process, seconds)
+        if late:
+            process.send_signal(signal.SIGINT)
+            _ends(process, GRACE)
+    finally:
+        if late:
+            _end_group(process)
+    # A grandchild that left the group may hold the pipe open; what it would say is not waited for.
+    reader.join(2.0)
+    return Done(process.returncode, "".join(lines), time.monotonic() - start, late)
+
+
+def _ends(process: subprocess.Popen[str], seconds: float) -> bool:
+    try:
+        process.wait(seconds)
+    except subprocess.TimeoutExpired:
+        return False
+    return True
+
+
+def _end_group(process: subprocess.Popen[str]) -> None:
+    # The group bears the leader's number and lives on with any of its members.
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()

@@ -1,0 +1,130 @@
+"""The checks that come before timing on a device: what they catch, what they count, on CPU tensors."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor
+
+import aim_fast
+import device_checks
+from numeric_cases import CASES
+
+pytestmark = pytest.mark.usefixtures("fused")
+
+real = aim_fast.adapter
+
+
+def test_every_name_is_a_regime() -> None:
+    for names in (device_checks.ESSENTIAL, device_checks.REPEATED, device_checks.CAPTURED, device_checks.SMALL):
+        assert set(names) <= set(CASES)
+        assert len(set(names)) == len(names)
+
+
+def test_all_adds_the_rest() -> None:
+    few, every = ([label for label, _ in device_checks.checks(["numeric"], name)] for name in ("essential", "all"))
+    assert every[: len(few)] == few
+    assert sorted(every) == sorted(f"numeric {name}" for name in CASES)
+
+
+def wrong(x: Tensor, *rest, **options) -> Tensor:
+    """The last row is a hundredth too large."""
+    y = real(x, *rest, **options)
+    return y * torch.cat([torch.ones(x.shape[0] - 1), torch.full((1,), 1.01)]).view(-1, 1).to(y.dtype)
+
+
+def drifting() -> Callable[..., Tensor]:
+    """Every fourth call gives other bits."""
+    calls = [0]
+
+    def call(*arguments, **options) -> Tensor:
+        calls[0] += 1
+        y = real(*arguments, **options)
+        return torch.nextafter(y, y + 1) if calls[0] % 4 == 0 else y
+
+    return call
+
+
+@pytest.mark.parametrize(
+    ("kind", "fault", "case", "text"),
+    [
+        ("numeric", wrong, "image", "y: error"),
+        ("repeat", drifting(), "scale_one", "other bits in y at run 3"),
+    ],
+)
+def test_a_wrong_kernel_fails(
+    kind: str, fault: Callable, case: str, text: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    monkeypatch.setitem(device_checks.REGIMES, "essential", ((case,), (case,)))
+    assert device_checks.main([kind]) == 0
+    monkeypatch.setattr(aim_fast, "adapter", fault)
+    assert device_checks.main([kind]) == 1
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "1 checks of cpu on cpu, 0 failed"
+    assert lines[1].startswith(f"FAILED {kind} {case}: {text}")
+    assert lines[2] == "1 checks of cpu on cpu, 1 failed"
+
+
+Step = Callable[[], list[Tensor]]
+
+
+def replayed(step: Step) -> tuple[list[Tensor], Callable[[], None]]:
+    """What a CUDA graph does, without one: the outputs are computed again where they lie."""
+    outputs = step()
+
+    def replay() -> None:
+        for target, value in zip(outputs, step(), strict=True):
+            target.detach().copy_(value.detach())
+
+    return outputs, replay
+
+
+def frozen(step: Step) -> tuple[list[Tensor], Callable[[], None]]:
+    """A graph that has kept the old x: a call copied it outside the capture."""
+    outputs = step()
+    before = [t.detach().clone() for t in outputs]
+
+    def replay() -> None:
+        for target, value in zip(outputs, before, strict=True):
+            target.detach().copy_(value)
+
+    return outputs, replay
+
+
+def half(step: Step) -> tuple[list[Tensor], Callable[[], None]]:
+    """The last output was not captured."""
+    outputs, replay = replayed(step)
+    return [*outputs[:-1], outputs[-1].detach().clone()], replay
+
+
+@pytest.mark.parametrize("gradients", [False, True])
+@pytest.mark.parametrize("name", ["prime_ragged", "sample_scale"])
+def test_capture_is_held_against_plain_calls(name: str, gradients: bool) -> None:
+    device_checks.assert_captured(name, gradients, replayed)
+    for faulty in (frozen, half):
+        with pytest.raises(AssertionError, match="the replay differs in results"):
+            device_checks.assert_captured(name, gradients, faulty)
+
+
+def _refuse() -> None:
+    raise ValueError("adapter: backend 'triton' cannot take this call: no tile")
+
+
+def _crash() -> None:
+    raise RuntimeError("illegal memory access\n")
+
+
+def test_outcomes_are_counted(capsys: pytest.CaptureFixture[str]) -> None:
+    def nothing() -> None:
+        pass
+
+    essential = device_checks.ESSENTIAL[0]
+    todo = [("numeric a", nothing), ("numeric wide", _refuse), (f"numeric {essential}", _refuse), ("repeat b", _crash)]
+    count = device_checks.run(todo, 60.0)
+    assert str(count) == "3 checks of cpu on cpu, 2 failed, 1 beyond its limits (wide)"
+    assert count.failures[1] == "repeat b: RuntimeError: illegal memory access"
+    assert count.failures[0].startswith(f"numeric {essential}: ValueError")
+    assert capsys.readouterr().out.count("FAILED") == 2
+    assert str(device_checks.run(todo, -1.0)) == "0 checks of cpu on cpu, 0 failed, 4 not begun for want of time"

@@ -1,0 +1,294 @@
+"""`make gpu-check`: the whole script without a GPU, and its stages with the commands of a GPU's answered by hand."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import gpu_check
+import gpu_machine
+import gpu_stages
+import limited
+from gpu_machine import ROOT, Machine
+from gpu_stages import STAGES, Outcome
+from limited import Done
+
+H100 = Machine("2.11.0+cu130", "NVIDIA H100 80GB HBM3", pytest=True, xdist=False, sanitizer="/cuda/compute-sanitizer")
+NO_GPU = replace(H100, gpu=None, sanitizer=None)
+
+
+@pytest.fixture(scope="module")
+def without_gpu(tmp_path_factory: pytest.TempPathFactory, cpu_library: None) -> tuple[str, dict[str, Any], str]:
+    """One whole run of the script: what it printed, its results, its Markdown."""
+    folder = tmp_path_factory.mktemp("gpu_check")
+    command = [sys.executable, "benchmarks/gpu_check.py", "--output", str(folder)]
+    hidden = os.environ | {"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, cwd=ROOT, env=hidden, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stdout + done.stderr
+    (results,) = folder.glob("no-gpu-*.json")
+    return done.stdout, json.loads(results.read_text()), results.with_suffix(".md").read_text()
+
+
+def test_without_a_gpu_the_host_parts_run(without_gpu: tuple[str, dict[str, Any], str]) -> None:
+    _, results, _ = without_gpu
+    stages = results["stages"]
+    assert list(stages) == list(STAGES)
+    passed = {name for name, stage in stages.items() if stage["status"] == "passed"}
+    assert passed == {"build", "checks", "host", "workloads"}
+    assert stages["checks"]["text"].endswith(" checks of cpu on cpu, 0 failed")
+    assert [(row["name"], row["pass"]) for row in results["rows"]] == [
+        ("decoder_queries", "forward"),
+        ("decoder_queries", "train"),
+    ]
+    assert len(results["host"]) == 12
+
+
+def test_without_a_gpu_the_rest_is_left_out_and_says_so(without_gpu: tuple[str, dict[str, Any], str]) -> None:
+    printed, results, text = without_gpu
+    left_out = {name for name, stage in results["stages"].items() if stage["status"] == "left out"}
+    assert left_out == {name for name, stage in STAGES.items() if stage.needs_gpu}
+    for name in left_out:
+        assert f"| {name} | left out | 0 | needs an NVIDIA GPU" in text
+        assert f"== {name}: left out in 0 s; needs an NVIDIA GPU" in printed
+
+
+def test_a_plain_checkout_gets_its_kernels_linked_once(tmp_path: Path) -> None:
+    for folder in ("aim_fast", "kernels"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "__init__.py").touch()
+    assert gpu_machine.link_kernels(tmp_path)
+    assert not gpu_machine.link_kernels(tmp_path)
+    found = gpu_machine.python(["-c", "import aim_fast.kernels as k; print(k.__file__)"], 60, root=tmp_path)
+    assert found.last_line == str(tmp_path / "aim_fast" / "kernels" / "__init__.py")
+
+
+def test_without_kernels_there_is_nothing_to_link(tmp_path: Path) -> None:
+    (tmp_path / "aim_fast").mkdir()
+    assert not gpu_machine.link_kernels(tmp_path)
+    assert not (tmp_path / "aim_fast" / "kernels").is_symlink()
+
+
+Answer = Callable[[Sequence[str]], Done]
+
+
+@pytest.fixture
+def commands(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, Any]]:
+    """Commands are answered from `answers` by a word that they contain; those that were asked for are in `seen`."""
+    state: dict[str, Any] = {"answers": {}, "seen": [], "kernels": Done(0, '["triton"]', 1.0, False)}
+
+    def run(command: Sequence[str], seconds: float, folder: Path, environment: dict[str, str]) -> Done:
+        state["seen"].append((" ".join(command), environment, seconds))
+        if "judge.kernels_of" in " ".join(command):
+            return state["kernels"]
+        for word, answer in state["answers"].items():
+            if word in " ".join(command):
+                return answer(command) if callable(answer) else answer
+        return Done(0, "", 1.0, False)
+
+    monkeypatch.setattr(limited, "run", run)
+    gpu_stages.kernels.cache_clear()
+    yield state
+    gpu_stages.kernels.cache_clear()
+
+
+def test_checks_go_to_every_kernel_of_the_device(commands: dict[str, Any]) -> None:
+    commands["kernels"] = Done(0, 'noise\n["triton", "cuda"]\n', 1.0, False)
+    commands["answers"] = {"device_checks": Done(0, "40 checks, 0 failed", 1.0, False)}
+    outcome = gpu_stages.checks(H100, 61.0)
+    assert (outcome.status, outcome.text) == ("passed", "triton: 40 checks, 0 failed; cuda: 40 checks, 0 failed")
+    (_, _), *runs = [(command, environment) for command, environment, _ in commands["seen"]]
+    for (command, environment), backend in zip(runs, ("triton", "cuda"), strict=True):
+        assert "numeric repeat graph --within 21" in command
+        assert environment["AIM_FAST_TEST_DEVICE"] == "cuda"
+        assert environment["AIM_FAST_TEST_BACKEND"] == backend
+        assert environment["PYTHONPATH"].split(os.pathsep)[0] == str(ROOT)
+
+
+@pytest.mark.parametrize(
+    ("done", "status"),
+    [
+        (Done(0, "9 checks, 0 failed", 1.0, False), "passed"),
+        (Done(1, "FAILED numeric image: y\n9 checks, 1 failed", 1.0, False), "failed"),
+        (Done(-11, "Fatal Python error: Segmentation fault", 1.0, False), "failed"),
+        (Done(0, "5 checks, 0 failed, 4 not begun for want of time", 1.0, False), "out of time"),
+        (Done(-9, "", 1.0, True), "out of time"),
+        (Done(-9, "FAILED numeric image: y", 1.0, True), "failed"),
+    ],
+)
+def test_outcome_of_checks(commands: dict[str, Any], done: Done, status: str) -> None:
+    commands["answers"] = {"device_checks": done}
+    assert gpu_stages.checks(H100, 60.0).status == status
+
+
+@pytest.mark.parametrize(
+    ("statuses", "worst"),
+    [
+        (["passed", "failed"], "failed"),
+        (["failed", "out of time"], "failed"),
+        (["passed", "out of time", "left out"], "out of time"),
+        (["left out", "passed"], "left out"),
+        (["passed", "passed"], "passed"),
+    ],
+)
+def test_outcome_of_several_is_the_worst(statuses: list[str], worst: str) -> None:
+    outcomes = {f"kernel{i}": Outcome(status, "text") for i, status in enumerate(statuses)}
+    together = gpu_stages.together(outcomes)
+    assert together.status == worst
+    assert together.text.startswith("kernel0: text; kernel1: text")
+
+
+@pytest.mark.parametrize(
+    ("kernels", "why"),
+    [
+        (Done(0, "[]", 1.0, False), "triton no, not installed"),
+        (Done(1, "ImportError: torch", 1.0, False), "ImportError"),
+    ],
+    ids=["none", "broken"],
+)
+def test_a_gpu_without_a_kernel_fails(commands: dict[str, Any], kernels: Done, why: str) -> None:
+    commands["kernels"] = kernels
+    commands["answers"] = {"-m aim_fast": Done(0, "triton no,\n  not installed", 1.0, False)}
+    outcome = gpu_stages.checks(H100, 60.0)
+    assert outcome.status == "failed"
+    assert gpu_stages.checks(NO_GPU, 60.0).status == "left out"
+    assert f"no backend has a kernel for cuda tensors: {why}" in outcome.text
+
+
+@pytest.mark.parametrize(
+    ("done", "status"),
+    [
+        (Done(0, "...\n900 passed in 60.00s", 1.0, False), "passed"),
+        (Done(1, "FAILED tests/test_numerics.py::a\n1 failed, 9 passed in 6s", 1.0, False), "failed"),
+        (Done(2, "!!! KeyboardInterrupt !!!\n500 passed in 130.00s", 1.0, True), "out of time"),
+        (Done(2, "FAILED tests/test_numerics.py::a\n1 failed, 5 passed in 9s", 1.0, True), "failed"),
+        (Done(5, "no tests ran in 0.1s", 1.0, False), "failed"),
+    ],
+)
+def test_outcome_of_the_suite(commands: dict[str, Any], done: Done, status: str) -> None:
+    commands["answers"] = {"pytest": done}
+    outcome = gpu_stages.suite(H100, 100.0)
+    assert (outcome.status, done.last_line in outcome.text) == (status, True)
+    *_, large, others = (command for command, *_ in commands["seen"])
+    for command, names in ((large, gpu_stages.LARGE), (others, gpu_stages.SUITE)):
+        files = [word for word in command.split() if word.startswith("tests/")]
+        assert files == [f"tests/test_{name}.py" for name in names]
+        assert all((ROOT / file).exists() for file in files)
+
+
+def test_only_the_small_tests_share_the_gpu(commands: dict[str, Any]) -> None:
+    gpu_stages.suite(replace(H100, xdist=True), 100.0)
+    spread = ["--dist worksteal" in command for command, *_ in commands["seen"] if "pytest" in command]
+    assert spread == [False, True]
+
+
+def test_without_pytest_every_regime_takes_the_place_of_the_suite(commands: dict[str, Any]) -> None:
+    commands["answers"] = {"device_checks": Done(0, "110 checks, 0 failed", 1.0, False)}
+    outcome = gpu_stages.suite(replace(H100, pytest=False), 100.0)
+    assert "device_checks.py numeric --cases all" in commands["seen"][-1][0]
+    assert outcome.status == "passed"
+    assert "no pytest here" in outcome.text
+
+
+CLEAN = "9 checks of triton on cuda, 0 failed\n========= {}\n"
+
+
+@pytest.mark.parametrize(
+    ("status", "output", "expected"),
+    [
+        (0, CLEAN.format("ERROR SUMMARY: 0 errors"), "passed"),
+        (0, CLEAN.format("RACECHECK SUMMARY: 0 hazards displayed (0 errors, 0 warnings)"), "passed"),
+        (99, CLEAN.format("ERROR SUMMARY: 3 errors"), "failed"),
+        (0, CLEAN.format("RACECHECK SUMMARY: 2 hazards displayed (0 errors, 2 warnings)"), "failed"),
+        (1, CLEAN.format("ERROR SUMMARY: 0 errors"), "failed"),
+        (1, "========= Error: the driver is too old", "left out"),
+    ],
+)
+def test_outcome_of_a_sanitizer(commands: dict[str, Any], status: int, output: str, expected: str) -> None:
+    commands["answers"] = {"compute-sanitizer": Done(status, output, 1.0, False)}
+    assert STAGES["memcheck"].run(H100, 40.0).status == expected
+    command, environment, _ = commands["seen"][-1]
+    assert command.startswith("/cuda/compute-sanitizer --tool memcheck --error-exitcode 99 ")
+    assert "device_checks.py calls" in command
+    assert environment["PYTORCH_NO_CUDA_MEMORY_CACHING"] == "1"
+
+
+def test_without_a_sanitizer_its_stages_are_left_out(commands: dict[str, Any]) -> None:
+    assert STAGES["racecheck"].run(replace(H100, sanitizer=None), 40.0).status == "left out"
+    assert not commands["seen"]
+
+
+def wrote(status: int, late: bool, output: str, **results: Any) -> Answer:
+    """A benchmark that leaves these results."""
+
+    def answer(command: Sequence[str]) -> Done:
+        Path(command[command.index("--json") + 1]).write_text(json.dumps(results))
+        return Done(status, output, 1.0, late)
+
+    return answer
+
+
+@pytest.mark.parametrize(
+    ("answer", "status", "text"),
+    [
+        (wrote(0, False, "", rows=[{}, {}], problems=[]), "passed", "2 rows"),
+        (wrote(1, False, "", rows=[{}], problems=["a: wrong"]), "failed", "1 rows; a: wrong"),
+        (wrote(130, True, "", rows=[{}], problems=[]), "out of time", "1 rows"),
+        (wrote(0, False, "x: left out, no time left within 9 s", rows=[{}], problems=[]), "out of time", "1 workloads"),
+        (Done(1, "ImportError: no", 1.0, False), "failed", "ImportError: no"),
+    ],
+)
+def test_outcome_of_a_benchmark(commands: dict[str, Any], answer: Any, status: str, text: str) -> None:
+    commands["answers"] = {"bench_adapter": answer}
+    outcome = STAGES["rivals"].run(H100, 100.0)
+    assert outcome.status == status
+    assert text in outcome.text
+    assert "--device cuda --dtypes bf16 fp16 fp32" in commands["seen"][-1][0]
+    assert "--rivals eager compile autotune" in commands["seen"][-1][0]
+
+
+def test_stages_share_the_time(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    now, limits = [0.0], {}
+
+    def stage(name: str, takes: float) -> gpu_stages.Stage:
+        def run(machine: Machine, seconds: float) -> Outcome:
+            limits[name] = seconds
+            now[0] += takes
+            return Outcome("passed", "")
+
+        return gpu_stages.Stage("", 60.0, run)
+
+    table = {name: stage(name, takes) for name, takes in (("a", 30.0), ("b", 60.0), ("c", 8.0), ("d", 1.0))}
+    monkeypatch.setattr(gpu_check, "STAGES", table)
+    monkeypatch.setattr(gpu_check.time, "monotonic", lambda: now[0])
+    outcomes = gpu_check.run(H100, list(table), 100.0)
+    assert limits == {"a": 60.0, "b": 60.0, "c": 10.0}
+    assert outcomes["d"].status == "out of time"
+    assert "d: out of time in 0 s; not begun" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("status", "code"), [("passed", 0), ("left out", 0), ("out of time", 0), ("failed", 1)])
+def test_exit_status(status: str, code: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(gpu_machine, "look", lambda: H100)
+    monkeypatch.setattr(gpu_check, "run", lambda *_: {"checks": Outcome(status, "what | came")})
+    assert gpu_check.main(["checks", "--output", str(tmp_path)]) == code
+    (text,) = tmp_path.glob("nvidia-h100-80gb-hbm3-20*.md")
+    assert f"| checks | {status} | 0 | what / came |" in text.read_text()
+
+
+def test_bad_arguments_and_a_python_without_torch(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], commands: dict[str, Any]
+) -> None:
+    with pytest.raises(SystemExit):
+        gpu_check.main(["chekcs"])
+    assert "stage chekcs is unknown; expected some of build, checks" in capsys.readouterr().err
+    commands["answers"] = {"import json, torch": Done(1, "ModuleNotFoundError: torch", 1.0, False)}
+    assert gpu_check.main([]) == 2
+    assert "has no working torch; name one that has: make gpu-check PYTHON=" in capsys.readouterr().out

@@ -1,0 +1,86 @@
+"""The way to the device under test: which backends it has, and that layouts arrive there as the test made them."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import cast
+
+import pytest
+import torch
+
+import conftest
+import judge
+from numeric_cases import CASES, build
+
+# The values stay behind on this device; shapes, strides and offsets are as on a real one.
+ELSEWHERE = "meta"
+SMALL = [name for name, case in CASES.items() if case.shape[0] < 300]
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_layouts_arrive(name: str) -> None:
+    tensors, dy, _ = build(CASES[name])
+    there = judge.all_placed(tensors | {"dy": dy}, ELSEWHERE)
+    for argument, t in (tensors | {"dy": dy}).items():
+        if t is None:
+            assert there[argument] is None
+            continue
+        moved = there[argument]
+        assert moved.device.type == ELSEWHERE
+        assert (moved.shape, moved.dtype, moved.stride()) == (t.shape, t.dtype, t.stride()), argument
+        assert moved.storage_offset() == t.storage_offset(), argument
+
+
+def test_a_tensor_that_is_there_is_not_copied() -> None:
+    t = torch.ones(3, 4, requires_grad=True)
+    assert judge.placed(t, "cpu") is t
+
+
+def test_results_come_back_to_where_x_was(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = []
+
+    def function(**arguments) -> torch.Tensor:
+        seen.append({t.device.type for t in arguments.values()})
+        return torch.ones(3, 4) * arguments["x"].shape[0]
+
+    monkeypatch.setattr(judge, "placed", lambda t: t.to(ELSEWHERE))
+    results = judge.evaluate(function, {"x": torch.ones(3, 4), "w1": torch.ones(2, 4)}, None)
+    assert seen == [{ELSEWHERE}]
+    assert results["y"].device.type == "cpu"
+
+
+def test_kernels_of_a_device(cpu_library: None) -> None:
+    assert "cpu" in judge.kernels_of("cpu")
+    assert not {"cpu", "eager"} & set(judge.kernels_of(ELSEWHERE))
+
+
+def test_forced_backend_is_what_runs(tmp_path: Path) -> None:
+    """With the variable, the fixtures force that backend: an error of a forced kernel becomes eager's answer."""
+    tests = [f"{Path(__file__).parent / 'test_functional.py'}::test_torch_func_names_its_limit"]
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:benchmark", "-p", "no:cacheprovider", *tests]
+    done = subprocess.run(
+        command, env=os.environ | {"AIM_FAST_TEST_BACKEND": "eager"}, capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 1
+    assert "DID NOT RAISE" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("backend", "text", "outcome"),
+    [
+        ("triton", "adapter: backend 'triton' cannot take this call: no tile", pytest.skip.Exception),
+        ("triton", "adapter: scale is too long", ValueError),
+        ("cpu", "adapter: backend 'cpu' cannot take this call", ValueError),
+    ],
+)
+def test_only_a_limit_of_another_backend_skips(
+    backend: str, text: str, outcome: type[BaseException], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(conftest, "BACKEND", backend)
+    call = conftest.pytest_pyfunc_call(cast(pytest.Function, None))
+    next(call)
+    with pytest.raises(outcome, match=text):
+        call.throw(ValueError(text))
