@@ -6,10 +6,13 @@ Adding a backend is one row of `_TABLE` and the file that registers its kernels.
 
 from __future__ import annotations
 
+import importlib.metadata
+import importlib.util
 import json
 import os
+import re
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,14 +21,21 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from aim_fast import triton_launch, tuning
+
 _HERE = Path(__file__).parent
 
 
 class Call(NamedTuple):
-    """What a limit may look at: the device, and the dtypes of the tensors and of the products."""
+    """What a limit may look at: the device, the dtypes of the tensors and of the products, and the tensors themselves.
+
+    tensors: x, w1 and the others of the call, in the order of `adapter`, None where it has none. dtype: of the products.
+    """
 
     device: str
     dtypes: set[torch.dtype]
+    tensors: Sequence[Tensor | None] = ()
+    dtype: torch.dtype = torch.float32
 
 
 @dataclass(frozen=True)
@@ -36,14 +46,25 @@ class Limit:
     holds: Callable[[Call], bool]
 
 
+class Advice(NamedTuple):
+    """Whether a backend is worth choosing for a call that it can take, and the words for it."""
+
+    choose: bool
+    text: str
+
+
 @dataclass(frozen=True)
 class Backend:
-    """A row of the table. `reason` says why it is not available, with the remedy, or is empty."""
+    """A row of the table. `reason` says why it is not available, with the remedy, or is empty.
+
+    advice: for a backend that can lose to the next ones; the automatic choice follows it, a forced one does not.
+    """
 
     name: str
     what: str
     limits: tuple[Limit, ...]
     reason: str = ""
+    advice: Callable[[Call], Advice] | None = None
 
     @property
     def available(self) -> bool:
@@ -73,6 +94,8 @@ def library_path() -> Path:
 
 def _load_library() -> str:
     """Load the compiled library. Returns why it is not there, with the remedy, or an empty string."""
+    if triton_launch.INTERPRETED:
+        return "cpu: Triton's interpreter has taken its place, since TRITON_INTERPRET=1 is set; unset it"
     path = library_path()
     if not path.exists():
         info = _HERE / "_build_info.json"
@@ -86,6 +109,22 @@ def _load_library() -> str:
     return ""
 
 
+def _load_triton() -> str:
+    """Register the Triton kernels. Returns why they are not there, with the remedy, or an empty string."""
+    if importlib.util.find_spec("triton") is None:
+        return "triton: Triton is not installed; pip install triton (torch's CUDA builds for Linux bring it)"
+    try:
+        version = importlib.metadata.version("triton")
+    except importlib.metadata.PackageNotFoundError:
+        version = "3.2"  # a build under another name, which came with its torch
+    if tuple(map(int, re.findall(r"\d+", version)[:2])) < (3, 2):
+        return f"triton: Triton is {version}; pip install 'triton>=3.2'"
+    if torch.version.cuda is None and not triton_launch.INTERPRETED:
+        return f"triton: torch {torch.__version__} is built without CUDA; install a CUDA build of torch"
+    triton_launch.register()
+    return ""
+
+
 _HALF_OR_FLOAT = {torch.float32, torch.bfloat16, torch.float16}
 
 
@@ -94,6 +133,22 @@ def _no_transform(call: Call) -> bool:
     if torch.compiler.is_compiling():
         return True
     return not torch._C._are_functorch_transforms_active() and torch.autograd.forward_ad._current_level < 0
+
+
+def _on_gpu(call: Call) -> bool:
+    """A CUDA tensor; with Triton's interpreter a CPU tensor too, when it is asked for by name."""
+    return call.device == "cuda" or (call.device == "cpu" and triton_launch.INTERPRETED and _forced.name == "triton")
+
+
+def _has_tiles(call: Call) -> bool:
+    # What is traced has no GPU to ask; the operator itself runs the composition where there is no tile.
+    return torch.compiler.is_compiling() or triton_launch.takes(*call.tensors[:4], call.dtype)
+
+
+def _triton_advice(call: Call) -> Advice:
+    if torch.compiler.is_compiling():
+        return Advice(True, "triton: chosen without weighing, since sizes are symbols under torch.compile")
+    return Advice(*triton_launch.advice(*call.tensors[:4], call.dtype))
 
 
 # In order of preference; the last row takes every call. Filled at import: what torch.compile traces only reads it.
@@ -107,6 +162,22 @@ _TABLE = (
             Limit("cpu: not under torch.func transforms or forward-mode AD", _no_transform),
         ),
         _load_library(),
+    ),
+    Backend(
+        "triton",
+        "fused Triton kernels for NVIDIA GPUs",
+        (
+            Limit("triton: takes CUDA tensors only", _on_gpu),
+            Limit("triton: takes float32, bfloat16 and float16 only", lambda call: call.dtypes <= _HALF_OR_FLOAT),
+            Limit("triton: not under torch.func transforms or forward-mode AD", _no_transform),
+            Limit(
+                "triton: has no tile for this; needs compute capability 8, 9, 10 or 12, and H up to 512, "
+                "up to 256 where some tensors are 32 bits wide and others 16, or with tf32",
+                _has_tiles,
+            ),
+        ),
+        _load_triton(),
+        _triton_advice,
     ),
     Backend("eager", "the PyTorch composition, any device and dtype", ()),
 )
@@ -144,14 +215,14 @@ def use_backend(name: str) -> Iterator[None]:
         _forced.name = before
 
 
-def select(device: str, tensors: Iterable[Tensor | None], dtype: torch.dtype) -> Explanation:
-    """The backend for a call on this device with these tensors and this compute dtype.
+def select(device: str, tensors: Sequence[Tensor | None], dtype: torch.dtype) -> Explanation:
+    """The backend for a call on this device with these tensors (as in `Call`) and this compute dtype.
 
     Raises ValueError when the forced backend is unknown, not available or cannot take the call.
     """
     dtypes = {t.dtype for t in tensors if t is not None}
     dtypes.add(dtype)
-    call = Call(device, dtypes)
+    call = Call(device, dtypes, tensors, dtype)
     forced = _forced.name
     reasons: list[str] = []
     if forced != "auto":
@@ -161,8 +232,14 @@ def select(device: str, tensors: Iterable[Tensor | None], dtype: torch.dtype) ->
             continue
         refusals = row.refusals(call)
         if not refusals:
-            why = "asked for by name" if forced != "auto" else row.what
-            return Explanation(row.name, (*reasons, f"{row.name}: {why}"))
+            if forced != "auto":
+                return Explanation(row.name, (*reasons, f"{row.name}: asked for by name"))
+            if row.advice is None:
+                return Explanation(row.name, (*reasons, f"{row.name}: {row.what}"))
+            advice = row.advice(call)
+            if advice.choose:
+                return Explanation(row.name, (*reasons, advice.text))
+            refusals = [advice.text]
         reasons += refusals
     raise ValueError(
         f"adapter: backend {forced!r} cannot take this call: {'; '.join(reasons)}; "
