@@ -21,7 +21,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from aim_fast import triton_launch, tuning
+from aim_fast import triton_launch
+from aim_fast.triton_device import INTERPRETED
 
 _HERE = Path(__file__).parent
 
@@ -94,7 +95,7 @@ def library_path() -> Path:
 
 def _load_library() -> str:
     """Load the compiled library. Returns why it is not there, with the remedy, or an empty string."""
-    if triton_launch.INTERPRETED:
+    if INTERPRETED:
         return "cpu: Triton's interpreter has taken its place, since TRITON_INTERPRET=1 is set; unset it"
     path = library_path()
     if not path.exists():
@@ -119,7 +120,7 @@ def _load_triton() -> str:
         version = "3.2"  # a build under another name, which came with its torch
     if tuple(map(int, re.findall(r"\d+", version)[:2])) < (3, 2):
         return f"triton: Triton is {version}; pip install 'triton>=3.2'"
-    if torch.version.cuda is None and not triton_launch.INTERPRETED:
+    if torch.version.cuda is None and not INTERPRETED:
         return f"triton: torch {torch.__version__} is built without CUDA; install a CUDA build of torch"
     triton_launch.register()
     return ""
@@ -137,7 +138,7 @@ def _no_transform(call: Call) -> bool:
 
 def _on_gpu(call: Call) -> bool:
     """A CUDA tensor; with Triton's interpreter a CPU tensor too, when it is asked for by name."""
-    return call.device == "cuda" or (call.device == "cpu" and triton_launch.INTERPRETED and _forced.name == "triton")
+    return call.device == "cuda" or (call.device == "cpu" and INTERPRETED and _forced.name == "triton")
 
 
 def _has_tiles(call: Call) -> bool:
@@ -172,7 +173,7 @@ _TABLE = (
             Limit("triton: not under torch.func transforms or forward-mode AD", _no_transform),
             Limit(
                 "triton: has no tile for this; needs compute capability 8, 9, 10 or 12, and H up to 512, "
-                "up to 256 where some tensors are 32 bits wide and others 16, or with tf32",
+                "up to 256 where a tensor is float32",
                 _has_tiles,
             ),
         ),

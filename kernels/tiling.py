@@ -5,8 +5,8 @@ spills nothing, fits in shared memory and multiplies on the tensor cores. What c
 
 Families  80: mma.sync, at most 99 KiB of shared memory, for compute capability 8.x and 12.x
           90: wgmma, 227 KiB          100: tcgen05, 227 KiB, for 10.x
-Loads     "half": all operands arrive in 16 bits;  "wide": some arrive in 32, products on the tensor cores (amp and tf32);
-          "ieee": fp32 products without tensor cores
+Loads     "half": all operands arrive in 16 bits, products in them;  "amp": some arrive in 32;  "tf32" and "ieee": products
+          in fp32, on the tensor cores and without them
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 MAX_PARTS = 4
 KERNELS = ("fwd", "dx", "dw")
-LOADS = ("half", "wide", "ieee")
+LOADS = ("half", "amp", "tf32", "ieee")
 
 
 class Gpu(NamedTuple):
@@ -57,9 +57,9 @@ def _rows(*rows: tuple[int, int, int, int, int, int, int]) -> tuple[Tile, ...]:
 
 # fp32 products without tensor cores: the same code on every GPU.
 _IEEE = {
-    "fwd": _rows((256, 32, 32, 32, 64, 8, 2), (512, 16, 32, 32, 128, 8, 2)),
-    "dx": _rows((256, 32, 32, 32, 64, 8, 2), (512, 16, 32, 32, 128, 8, 2)),
-    "dw": _rows((256, 32, 0, 32, 64, 8, 2), (512, 32, 0, 32, 128, 8, 2)),
+    "fwd": _rows((256, 32, 32, 32, 64, 8, 2)),
+    "dx": _rows((256, 32, 32, 32, 64, 8, 2)),
+    "dw": _rows((256, 32, 0, 32, 64, 8, 2)),
 }
 
 TILES: dict[int, _Table] = {
@@ -69,7 +69,12 @@ TILES: dict[int, _Table] = {
             "dx": _rows((64, 128, 64, 32, 64, 8, 3), (128, 128, 64, 32, 64, 8, 3), (256, 64, 64, 32, 128, 8, 3), (512, 32, 64, 32, 128, 8, 2)),
             "dw": _rows((64, 64, 0, 128, 64, 8, 3), (192, 64, 0, 128, 64, 8, 3), (256, 32, 0, 64, 128, 8, 3), (512, 32, 0, 32, 128, 8, 3)),
         },
-        "wide": {
+        "amp": {
+            "fwd": _rows((64, 64, 32, 32, 64, 8, 2), (256, 32, 32, 32, 64, 8, 2)),
+            "dx": _rows((64, 64, 32, 32, 64, 8, 2), (256, 32, 32, 32, 64, 8, 2)),
+            "dw": _rows((64, 32, 0, 64, 64, 8, 2), (256, 32, 0, 64, 128, 8, 2)),
+        },
+        "tf32": {
             "fwd": _rows((64, 64, 32, 32, 64, 8, 2), (256, 32, 32, 32, 64, 8, 2)),
             "dx": _rows((64, 64, 32, 32, 64, 8, 2), (256, 32, 32, 32, 64, 8, 2)),
             "dw": _rows((64, 32, 0, 64, 64, 8, 2), (256, 32, 0, 64, 64, 8, 2)),
@@ -82,10 +87,15 @@ TILES: dict[int, _Table] = {
             "dx": _rows((64, 128, 64, 64, 64, 8, 3), (192, 128, 64, 32, 64, 8, 3), (256, 64, 64, 64, 64, 8, 3), (320, 64, 64, 32, 128, 8, 3), (512, 64, 32, 32, 128, 8, 3)),
             "dw": _rows((64, 64, 0, 128, 64, 8, 3), (256, 64, 0, 128, 128, 8, 3), (512, 64, 0, 64, 128, 8, 2)),
         },
-        "wide": {
+        "amp": {
+            "fwd": _rows((64, 64, 32, 32, 64, 8, 2), (192, 128, 32, 32, 64, 8, 3), (256, 64, 32, 32, 64, 8, 2)),
+            "dx": _rows((64, 64, 32, 32, 64, 8, 2), (256, 64, 32, 32, 64, 8, 2)),
+            "dw": _rows((64, 32, 0, 64, 64, 8, 2), (256, 64, 0, 128, 128, 8, 2)),
+        },
+        "tf32": {
             "fwd": _rows((64, 64, 32, 32, 64, 8, 2), (256, 64, 32, 32, 64, 8, 2)),
             "dx": _rows((64, 64, 32, 32, 64, 8, 2), (256, 64, 32, 32, 64, 8, 2)),
-            "dw": _rows((64, 32, 0, 64, 64, 8, 2), (512, 32, 0, 64, 128, 8, 2)),
+            "dw": _rows((64, 32, 0, 64, 64, 8, 2), (256, 32, 0, 64, 64, 8, 2)),
         },
         "ieee": _IEEE,
     },
@@ -95,7 +105,12 @@ TILES: dict[int, _Table] = {
             "dx": _rows((64, 128, 64, 64, 64, 8, 3), (192, 128, 64, 64, 64, 8, 3), (256, 128, 64, 32, 64, 8, 3), (320, 64, 64, 32, 128, 8, 3), (512, 32, 64, 32, 128, 8, 2)),
             "dw": _rows((64, 64, 0, 128, 64, 8, 3), (256, 64, 0, 128, 128, 8, 3), (512, 64, 0, 64, 128, 8, 2)),
         },
-        "wide": {
+        "amp": {
+            "fwd": _rows((64, 64, 32, 32, 64, 8, 2), (256, 64, 32, 32, 64, 8, 2)),
+            "dx": _rows((64, 64, 32, 32, 64, 8, 2), (256, 64, 32, 32, 64, 8, 2)),
+            "dw": _rows((64, 32, 0, 64, 64, 8, 2), (256, 32, 0, 64, 64, 8, 2)),
+        },
+        "tf32": {
             "fwd": _rows((64, 64, 32, 32, 64, 8, 2), (256, 64, 32, 32, 64, 8, 2)),
             "dx": _rows((64, 64, 32, 32, 64, 8, 2), (256, 64, 32, 32, 64, 8, 2)),
             "dw": _rows((64, 32, 0, 64, 64, 8, 2), (256, 32, 0, 64, 64, 8, 2)),
@@ -107,7 +122,8 @@ TILES: dict[int, _Table] = {
 # Few rows fill a GPU by small tiles, the same for every family: only wgmma and tcgen05 want 64 rows or more.
 FEW: _Table = {
     "half": {"fwd": _rows((512, 32, 64, 32, 128, 8, 2)), "dx": _rows((512, 32, 64, 32, 128, 8, 2)), "dw": ()},
-    "wide": {"fwd": _rows((256, 32, 32, 32, 64, 8, 2)), "dx": _rows((256, 32, 32, 32, 64, 8, 2)), "dw": ()},
+    "amp": {"fwd": _rows((256, 32, 32, 32, 64, 8, 2)), "dx": _rows((256, 32, 32, 32, 64, 8, 2)), "dw": ()},
+    "tf32": {"fwd": (), "dx": (), "dw": ()},
     "ieee": {"fwd": (), "dx": (), "dw": ()},
 }
 SPLITS = (1, 2, 4, 8)

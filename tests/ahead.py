@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-# What multiplies on the tensor cores in the PTX of a GPU family; ptxas has no other way to carry it out than HMMA, HGMMA
-# and UTCHMMA.
+# What multiplies on the tensor cores in the PTX of a GPU family, which ptxas carries out as HMMA, HGMMA and UTCHMMA.
+# Tiles of fewer than 64 rows have the first one on every GPU.
 TENSOR_CORES = {80: "mma.sync.aligned", 90: "wgmma.mma_async", 100: "tcgen05.mma"}
 
 
@@ -24,10 +24,15 @@ class Compiled:
     registers: int
     local: int  # bytes of stack and local memory a thread: not 0 if and only if registers are spilled
     shared: int  # bytes
-    products: int  # instructions of the tensor cores
+    tmem: int  # columns of tensor memory
+    products: int  # instructions of the family's tensor cores
+    small_products: int  # mma.sync
 
     def __str__(self) -> str:
-        return f"{self.registers:3} registers, {self.local} B local, {self.shared} B shared, {self.products} products"
+        return (
+            f"{self.registers:3} registers, {self.local} B local, {self.shared} B shared, {self.tmem} columns, "
+            f"{self.products} products, {self.small_products} mma.sync"
+        )
 
 
 def kernel_type(value: object) -> str:
@@ -81,5 +86,6 @@ def compile_ahead(kernel: Any, arguments: Mapping[str, object], family: int, war
         command = [str(cuobjdump()), "-res-usage", file.name]
         usage = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     used = {name: int(number) for name, number in re.findall(r"(REG|STACK|LOCAL):(\d+)", usage)}
-    products = compiled.asm["ptx"].count(TENSOR_CORES[family])
-    return Compiled(used["REG"], used["STACK"] + used["LOCAL"], compiled.metadata.shared, products)
+    tmem = getattr(compiled.metadata, "tmem_size", 0) or 0
+    products, small = (compiled.asm["ptx"].count(TENSOR_CORES[f]) for f in (family, 80))
+    return Compiled(used["REG"], used["STACK"] + used["LOCAL"], compiled.metadata.shared, tmem, products, small)
