@@ -32,10 +32,14 @@ class Row(NamedTuple):
     train: tuple[float, float]
 
 
-class Table(NamedTuple):
-    """Rows by (load class, D, H), and why there are none."""
+# By load class, D and H.
+Rows = dict[tuple[str, int, int], list[Row]]
 
-    rows: dict[tuple[str, int, int], list[Row]]
+
+class Table(NamedTuple):
+    """Rows, or why there are none."""
+
+    rows: Rows
     reason: str = ""
 
 
@@ -46,7 +50,7 @@ def path(gpu: Gpu) -> Path:
     return folder / f"tune-{re.sub('[^a-z0-9]+', '-', gpu.name.lower()).strip('-')}.json"
 
 
-def to_json(gpu: Gpu, rows: dict[tuple[str, int, int], list[Row]], about: dict[str, str]) -> str:
+def to_json(gpu: Gpu, rows: Rows, about: dict[str, str]) -> str:
     """The text of a table; `about` is for people: versions and the date."""
     listed = [
         {"load": key[0], "D": key[1], "H": key[2], **row._asdict()} for key, found in rows.items() for row in found
@@ -80,7 +84,7 @@ def from_json(gpu: Gpu, text: str) -> Table:
             return Table({}, f"it has format {data['format']!r}, this version reads {FORMAT}")
         if Gpu(data["gpu"]["name"], tuple(data["gpu"]["capability"]), data["gpu"]["sms"]) != gpu:
             return Table({}, f"it was measured on another GPU, {data['gpu']['name']}")
-        rows: dict[tuple[str, int, int], list[Row]] = {}
+        rows: Rows = {}
         for entry in data["rows"]:
             key = entry["load"], int(entry["D"]), int(entry["H"])
             plans = {kernel: _plan(gpu, kernel, *key[::2], entry["plans"][kernel]) for kernel in tiling.KERNELS}
@@ -93,18 +97,43 @@ def from_json(gpu: Gpu, text: str) -> Table:
     return Table(rows)
 
 
-@functools.cache
+_tables: dict[Gpu, Table] = {}  # read once
+
+
 def table(gpu: Gpu) -> Table:
     """The measurements that hold for a GPU."""
+    if gpu not in _tables:
+        _tables[gpu] = _read(gpu)
+    return _tables[gpu]
+
+
+def replace(gpu: Gpu, new: Table) -> None:
+    """Let these measurements hold for a GPU, in this process."""
+    _tables[gpu] = new
+    advice.cache_clear()
+
+
+def _read(gpu: Gpu) -> Table:
     file = path(gpu)
     try:
         text = file.read_text()
     except FileNotFoundError:
-        return Table({}, "")
+        return Table({})
     except (OSError, UnicodeDecodeError) as error:
         return Table({}, f"{file} was ignored: {error}")
     found = from_json(gpu, text)
     return found if not found.reason else Table({}, f"{file} was ignored: {found.reason}")
+
+
+def save(gpu: Gpu, rows: Rows, about: dict[str, str]) -> Path:
+    """Write the table of a GPU, whole or not at all, and return where it lies."""
+    file = path(gpu)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    new = file.with_suffix(f".{os.getpid()}")
+    new.write_text(to_json(gpu, rows, about))
+    new.replace(file)
+    replace(gpu, Table(rows))
+    return file
 
 
 def nearest(gpu: Gpu, load: str, M: int, D: int, H: int) -> Row | None:

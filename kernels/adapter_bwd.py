@@ -45,31 +45,32 @@ def _through_act(
     """Step 2 of K1 for one part: dz [BLOCK_M, WIDTH] in COMPUTE; dz, h and the share of db1 are stored on the way."""
     if WIDTH == 0:
         return b_dh
-    else:
-        o_h = START + tl.arange(0, WIDTH)
-        m_h = o_h < H
-        RAGGED_H: tl.constexpr = START + WIDTH > H
-        o = o_m[:, None] * H + o_h[None, :]
-        # Every span of columns computes dz; the first one stores it.
-        m_first = (tl.program_id(1) == 0) if SPLIT > 1 else True
-        m_store = m_m[:, None] & m_h[None, :] & m_first if RAGGED_H or SPLIT > 1 else m_m[:, None]
-        b_z = load(z_ptr, o, m_m[:, None], m_h[None, :], True, RAGGED_H).to(tl.float32)  # [BLOCK_M, WIDTH]
-        b_dz, b_h = act_backward(b_dh * b_factor, b_z, ACT)
+    o_h = START + tl.arange(0, WIDTH)
+    m_h = o_h < H
+    RAGGED_H: tl.constexpr = START + WIDTH > H
+    o = o_m[:, None] * H + o_h[None, :]
+    # Every span of columns computes dz; the first one stores it.
+    m_first = (tl.program_id(1) == 0) if SPLIT > 1 else True
+    m_store = m_m[:, None] & m_h[None, :] & m_first if RAGGED_H or SPLIT > 1 else m_m[:, None]
+    b_z = load(z_ptr, o, m_m[:, None], m_h[None, :], True, RAGGED_H).to(tl.float32)  # [BLOCK_M, WIDTH]
+    b_dz, b_h = act_backward(b_dh * b_factor, b_z, ACT)
+    b_out = b_dh
+    if WANT_DH:
+        if RAGGED_H:
+            # An infinite dy times the padding of w2 is NaN, and would be NaN times the padding of w1.
+            b_dz = tl.where(m_h[None, :], b_dz, 0.0)
+        b_out = b_dz.to(COMPUTE)
+    if dz_ptr is not None:
+        tl.store(dz_ptr + o, b_out, mask=m_store)
+    if h_ptr is not None:
         if WANT_DH:
-            b_out = b_dz.to(COMPUTE)
-        else:
-            b_out = b_dh
-        if dz_ptr is not None:
-            tl.store(dz_ptr + o, b_out, mask=m_store)
-        if h_ptr is not None:
-            if WANT_DH:
-                # Always b_h; naming dh keeps Triton from computing act a second time, in the layout of the store.
-                b_h = tl.where(b_dh > float("inf"), 0.0, b_h)
-            tl.store(h_ptr + o, (b_h * b_row_scale).to(COMPUTE), mask=m_store)
-        if ws_db1_ptr is not None:
-            b_db1 = tl.sum(tl.where(m_m[:, None], b_dz, 0.0), 0)  # [WIDTH]
-            tl.store(ws_db1_ptr + tl.program_id(0).to(tl.int64) * H + o_h, b_db1, mask=m_h & m_first)
-        return b_out
+            # Always b_h; naming dh keeps Triton from computing act a second time, in the layout of the store.
+            b_h = tl.where(b_dh > float("inf"), 0.0, b_h)
+        tl.store(h_ptr + o, (b_h * b_row_scale).to(COMPUTE), mask=m_store)
+    if ws_db1_ptr is not None:
+        b_db1 = tl.sum(tl.where(m_m[:, None], b_dz, 0.0), 0)  # [WIDTH]
+        tl.store(ws_db1_ptr + tl.program_id(0).to(tl.int64) * H + o_h, b_db1, mask=m_h & m_first)
+    return b_out
 
 
 @triton.jit(do_not_specialize=["M", "n1", "n2"])
@@ -164,16 +165,76 @@ def adapter_bwd_dx(
         if h_ptr is not None:
             h_ptr += i_m * H
         b_dz0 = _through_act(
-            b_dh0, z_ptr, dz_ptr, h_ptr, ws_db1_ptr, o_m, m_m, b_factor, b_row_scale, 0, P0, H, SPLIT, WANT_DH, ACT, COMPUTE
+            b_dh0,
+            z_ptr,
+            dz_ptr,
+            h_ptr,
+            ws_db1_ptr,
+            o_m,
+            m_m,
+            b_factor,
+            b_row_scale,
+            0,
+            P0,
+            H,
+            SPLIT,
+            WANT_DH,
+            ACT,
+            COMPUTE,
         )
         b_dz1 = _through_act(
-            b_dh1, z_ptr, dz_ptr, h_ptr, ws_db1_ptr, o_m, m_m, b_factor, b_row_scale, S1, P1, H, SPLIT, WANT_DH, ACT, COMPUTE
+            b_dh1,
+            z_ptr,
+            dz_ptr,
+            h_ptr,
+            ws_db1_ptr,
+            o_m,
+            m_m,
+            b_factor,
+            b_row_scale,
+            S1,
+            P1,
+            H,
+            SPLIT,
+            WANT_DH,
+            ACT,
+            COMPUTE,
         )
         b_dz2 = _through_act(
-            b_dh2, z_ptr, dz_ptr, h_ptr, ws_db1_ptr, o_m, m_m, b_factor, b_row_scale, S2, P2, H, SPLIT, WANT_DH, ACT, COMPUTE
+            b_dh2,
+            z_ptr,
+            dz_ptr,
+            h_ptr,
+            ws_db1_ptr,
+            o_m,
+            m_m,
+            b_factor,
+            b_row_scale,
+            S2,
+            P2,
+            H,
+            SPLIT,
+            WANT_DH,
+            ACT,
+            COMPUTE,
         )
         b_dz3 = _through_act(
-            b_dh3, z_ptr, dz_ptr, h_ptr, ws_db1_ptr, o_m, m_m, b_factor, b_row_scale, S3, P3, H, SPLIT, WANT_DH, ACT, COMPUTE
+            b_dh3,
+            z_ptr,
+            dz_ptr,
+            h_ptr,
+            ws_db1_ptr,
+            o_m,
+            m_m,
+            b_factor,
+            b_row_scale,
+            S3,
+            P3,
+            H,
+            SPLIT,
+            WANT_DH,
+            ACT,
+            COMPUTE,
         )
 
     # 3. dx = dz @ w1 + dy, and the tile's share of db2

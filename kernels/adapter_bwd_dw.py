@@ -83,7 +83,9 @@ def _side(
 
 
 @triton.jit
-def _store_part(ws_ptr, b_w, o_d, m_d, START: tl.constexpr, WIDTH: tl.constexpr, H: tl.constexpr, RAGGED_D: tl.constexpr):
+def _store_part(
+    ws_ptr, b_w, o_d, m_d, START: tl.constexpr, WIDTH: tl.constexpr, H: tl.constexpr, RAGGED_D: tl.constexpr
+):
     if WIDTH > 0:
         o_h = START + tl.arange(0, WIDTH)[None, :]
         tl.store(ws_ptr + o_d[:, None] * H + o_h, b_w, mask=m_d & (o_h < H) if RAGGED_D or START + WIDTH > H else None)
@@ -151,14 +153,18 @@ def _sum_rows(ptr, o, m, rows, stride, BLOCK_R: tl.constexpr, BLOCK: tl.constexp
 
 
 @triton.jit
-def _sum_slices(ws_ptr, o, m, slices, SIZE: tl.constexpr, BLOCK_S: tl.constexpr, ROWS: tl.constexpr, COLS: tl.constexpr):
+def _sum_slices(
+    ws_ptr, o, m, slices, SIZE: tl.constexpr, BLOCK_S: tl.constexpr, ROWS: tl.constexpr, COLS: tl.constexpr
+):
     """[ROWS, COLS] sums over the slices of [slices, SIZE] at the offsets o, always in the same order."""
     b_sum = tl.zeros((ROWS, COLS), tl.float32)
     o_s = tl.arange(0, BLOCK_S)[:, None, None]
     # Several slices a turn: a turn waits for memory once.
     for i in tl.range(0, slices, BLOCK_S):
         o_slice = (i + o_s).to(tl.int64)
-        b_sum += tl.sum(tl.load(ws_ptr + o_slice * SIZE + o[None, :, :], mask=(o_slice < slices) & m[None, :, :], other=0.0), 0)
+        b_sum += tl.sum(
+            tl.load(ws_ptr + o_slice * SIZE + o[None, :, :], mask=(o_slice < slices) & m[None, :, :], other=0.0), 0
+        )
     return b_sum
 
 
@@ -196,7 +202,9 @@ def adapter_bwd_sum(
             for i_h in tl.range(0, H, BLOCK_H):
                 o_h = i_h + tl.arange(0, BLOCK_H)
                 m = m_d[:, None] & (o_h < H)[None, :]
-                b_w = _sum_slices(ws_dw1_ptr, o_d[:, None] * H + o_h[None, :], m, slices, D * H, BLOCK_S, BLOCK_D, BLOCK_H)
+                b_w = _sum_slices(
+                    ws_dw1_ptr, o_d[:, None] * H + o_h[None, :], m, slices, D * H, BLOCK_S, BLOCK_D, BLOCK_H
+                )
                 tl.store(dw1_ptr + o_h[None, :] * D + o_d[:, None], b_w.to(dw1_ptr.dtype.element_ty), mask=m)
         if db1_ptr is not None:
             # The same block of columns, of H here.

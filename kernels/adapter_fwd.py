@@ -40,17 +40,19 @@ def _hidden(
     """Step 2 for one part: h [BLOCK_M, WIDTH] in COMPUTE, z stored on the way."""
     if WIDTH == 0:
         return b_z
-    else:
-        o_h = START + tl.arange(0, WIDTH)[None, :]
-        RAGGED_H: tl.constexpr = START + WIDTH > H
-        if b1_ptr is not None:
-            b_z += load(b1_ptr, o_h, o_h < H, o_h < H, RAGGED_H, False).to(tl.float32)  # [BLOCK_M, WIDTH]
-        if z_ptr is not None:
-            tl.store(z_ptr + o_m[:, None] * H + o_h, b_z.to(COMPUTE), mask=m_z[:, None] & (o_h < H))
-        if WANT_Y:
-            return act(b_z, ACT).to(COMPUTE)
-        else:
-            return b_z
+    o_h = START + tl.arange(0, WIDTH)[None, :]
+    RAGGED_H: tl.constexpr = START + WIDTH > H
+    if b1_ptr is not None:
+        b_z += load(b1_ptr, o_h, o_h < H, o_h < H, RAGGED_H, False).to(tl.float32)  # [BLOCK_M, WIDTH]
+    if z_ptr is not None:
+        tl.store(z_ptr + o_m[:, None] * H + o_h, b_z.to(COMPUTE), mask=m_z[:, None] & (o_h < H))
+    if WANT_Y:
+        b_h = act(b_z, ACT)
+        if RAGGED_H:
+            # An infinite x times the padding of w1 is NaN, and would be NaN times the padding of w2.
+            b_h = tl.where(o_h < H, b_h, 0.0)
+        return b_h.to(COMPUTE)
+    return b_z
 
 
 @triton.jit(do_not_specialize=["M", "n1", "n2"])

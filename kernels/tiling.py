@@ -11,7 +11,7 @@ Loads     "half": all operands arrive in 16 bits, products in them;  "amp": some
 
 from __future__ import annotations
 
-from functools import lru_cache
+from functools import cache
 from typing import NamedTuple
 
 MAX_PARTS = 4
@@ -135,7 +135,7 @@ def family(gpu: Gpu) -> int | None:
     return {8: 80, 9: 90, 10: 100, 12: 80}.get(major)
 
 
-@lru_cache(maxsize=None)
+@cache
 def parts(H: int, widest: int) -> tuple[int, int, int, int]:
     """Up to four powers of two that cover H with the least padding; 0 for those that are not needed.
 
@@ -159,8 +159,8 @@ def tiles(gpu: Gpu, kernel: str, load: str, H: int) -> tuple[Tile, ...]:
     table = TILES.get(family(gpu) or 0)
     if table is None:
         return ()
-    fitting = [tile for tile in table[load][kernel] if H <= tile.max_h][:1]
-    return tuple(dict.fromkeys((*fitting, *(tile for tile in FEW[load][kernel] if H <= tile.max_h))))
+    fitting = [tile for tile in table[load][kernel] if tile.max_h >= H][:1]
+    return tuple(dict.fromkeys((*fitting, *(tile for tile in FEW[load][kernel] if tile.max_h >= H))))
 
 
 def cost(gpu: Gpu, load: str, M: int, D: int, H: int, tile: Tile, split: int) -> float:
@@ -184,7 +184,11 @@ def plans(gpu: Gpu, kernel: str, load: str, M: int, D: int, H: int, sides: int =
     if kernel == "dw":
         # One wave of programs; a slice of less than four steps costs more in partial sums than it gains.
         return [
-            Plan(tile, parts(H, tile.part), max(1, min(gpu.sms // (-(-D // tile.block_d) * sides), M // (4 * tile.block_m))))
+            Plan(
+                tile,
+                parts(H, tile.part),
+                max(1, min(gpu.sms // (-(-D // tile.block_d) * sides), M // (4 * tile.block_m))),
+            )
             for tile in found
         ]
     options = [(tile, split) for tile in found for split in SPLITS if split == 1 or split * tile.block_d <= D]

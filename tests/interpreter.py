@@ -8,6 +8,23 @@ from __future__ import annotations
 from typing import Any
 
 
+def start() -> None:
+    """Make this process, which has TRITON_INTERPRET=1, one to run kernels in: mended, and new memory full of NaN."""
+    import torch
+
+    mend()
+    torch.set_num_threads(1)
+    torch.use_deterministic_algorithms(True)
+    fill_new_memory(True)
+
+
+def fill_new_memory(fill: bool) -> None:
+    """Whether new tensors are full of NaN."""
+    from torch.utils import deterministic
+
+    vars(deterministic)["fill_uninitialized_memory"] = fill
+
+
 def mend() -> None:
     """Make tl.dot multiply bf16 values and not their bits, round fp32 to bf16 to nearest even, and allow loop bounds
     that are arguments of a kernel under numpy 2.4."""
