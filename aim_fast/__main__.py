@@ -1,4 +1,4 @@
-"""`python -m aim_fast`: what this installation has, what it lacks, and the remedy. `python -m aim_fast tune`: see tune.py."""
+"""`python -m aim_fast`: what this installation has, what it lacks, and the remedy; `... tune`: see tune.py."""
 
 from __future__ import annotations
 

@@ -30,7 +30,7 @@ _HERE = Path(__file__).parent
 class Call(NamedTuple):
     """What a limit may look at: the device, the dtypes of the tensors and of the products, and the tensors themselves.
 
-    tensors: x, w1 and the others of the call, in the order of `adapter`, None where it has none. dtype: of the products.
+    tensors: x, w1 and the others in the order of `adapter`, None where there is none. dtype: of the products.
     """
 
     device: str
@@ -143,13 +143,13 @@ def _on_gpu(call: Call) -> bool:
 
 def _has_tiles(call: Call) -> bool:
     # What is traced has no GPU to ask; the operator itself runs the composition where there is no tile.
-    return torch.compiler.is_compiling() or triton_launch.takes(*call.tensors[:4], call.dtype)
+    return torch.compiler.is_compiling() or triton_launch.takes(call.tensors, call.dtype)
 
 
 def _triton_advice(call: Call) -> Advice:
     if torch.compiler.is_compiling():
         return Advice(True, "triton: chosen without weighing, since sizes are symbols under torch.compile")
-    return Advice(*triton_launch.advice(*call.tensors[:4], call.dtype))
+    return Advice(*triton_launch.advice(call.tensors, call.dtype))
 
 
 # In order of preference; the last row takes every call. Filled at import: what torch.compile traces only reads it.

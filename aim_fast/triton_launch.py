@@ -1,9 +1,11 @@
-"""The Triton backend as the dispatch table sees it: register its kernels, what it takes, and whether that is worth it."""
+"""The Triton backend as the dispatch table sees it: registered, what it takes, and whether that is worth it."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
 import torch
-from torch import Tensor
 
 from aim_fast import tuning
 from aim_fast.kernels import estimate
@@ -20,13 +22,15 @@ def register() -> None:
         _library.impl(name, function, "CPU" if INTERPRETED else "CUDA")
 
 
-def takes(x: Tensor, w1: Tensor, b1: Tensor | None, w2: Tensor, dtype: torch.dtype) -> bool:
-    """Whether the tiling table has a tile for every kernel of a call."""
+def takes(tensors: Sequence[Any], dtype: torch.dtype) -> bool:
+    """Whether the tiling table has a tile for every kernel of a call; tensors and dtype as in `dispatch.Call`."""
+    x, w1, _, w2 = tensors[:4]
     return has_tiles(x.get_device(), load_class(dtype, x, w1, w2), w1.shape[0])
 
 
-def advice(x: Tensor, w1: Tensor, b1: Tensor | None, w2: Tensor, dtype: torch.dtype) -> tuple[bool, str]:
+def advice(tensors: Sequence[Any], dtype: torch.dtype) -> tuple[bool, str]:
     """Whether the kernels are worth it for a call, and the words for it. A train step counts where grad is enabled."""
+    x, w1, _, w2 = tensors[:4]
     H, D = w1.shape
     load = load_class(dtype, x, w1, w2)
     case = estimate.Case(x.numel() // D, D, H, load, x.itemsize, w1.itemsize, dtype.itemsize, dtype.itemsize)

@@ -1,8 +1,8 @@
 """What was measured on a GPU: the table that `python -m aim_fast tune` leaves, and plans and advice from it.
 
 The table is a JSON file per GPU in the user's cache folder ($AIM_FAST_CACHE, else $XDG_CACHE_HOME/aim_fast, else
-~/.cache/aim_fast). Every part of it is checked as it is read: a file that is broken, or that is of another GPU or another
-version of the tiling table, is left alone, and `explain` says why. Nothing is measured while a program runs.
+~/.cache/aim_fast). Every part of it is checked as it is read: a file that is broken, of another GPU, or of another
+version of the tiling table is left alone, and `explain` says why. Nothing is measured while a program runs.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""act(z) and act'(z) on fp32 tiles, for every activation of the operator; the formulas are those of csrc/cpu/activation.h.
+"""act(z) and act'(z) on fp32 tiles, for every activation of the operator; formulas as in csrc/cpu/activation.h.
 
 Each derivative shares the exponential of its function. NaN and inf go through as in the formulas that PyTorch uses.
 """
@@ -39,10 +39,11 @@ def _gate(b_z, ACT: tl.constexpr):
         # (1 + tanh(u / 2)) / 2 is sigmoid(u); 2 sqrt(2 / pi) = 1.59577
         b_square = b_z * b_z
         return 1.5957691216 * b_z * (1.0 + 0.044715 * b_square), 1.5957691216 * (1.0 + 0.134145 * b_square)
-    if ACT == "quick_gelu":
+    elif ACT == "quick_gelu":
         return 1.702 * b_z, 1.702
-    tl.static_assert(ACT == "silu")
-    return b_z, 1.0
+    else:
+        tl.static_assert(ACT == "silu")
+        return b_z, 1.0
 
 
 @triton.jit
@@ -66,17 +67,18 @@ def act(b_z, ACT: tl.constexpr):
     if ACT == "gelu":
         b_law, _ = _normal(b_z)
         return b_z * b_law
-    if ACT == "relu":
+    elif ACT == "relu":
         return tl.where(b_z < 0, 0.0, b_z)  # NaN stays
-    if ACT == "leaky_relu":
+    elif ACT == "leaky_relu":
         return tl.where(b_z > 0, b_z, 0.01 * b_z)
-    if ACT == "tanh":
+    elif ACT == "tanh":
         b_h, _ = _tanh(b_z)
         return b_h
-    if ACT == "identity":
+    elif ACT == "identity":
         return b_z
-    b_u, _ = _gate(b_z, ACT)
-    return b_z * _sigmoid(b_u)
+    else:
+        b_u, _ = _gate(b_z, ACT)
+        return b_z * _sigmoid(b_u)
 
 
 @triton.jit
@@ -85,16 +87,17 @@ def act_backward(b_dh, b_z, ACT: tl.constexpr):
     if ACT == "gelu":
         b_law, b_density = _normal(b_z)
         return b_dh * (b_law + b_z * b_density), b_z * b_law
-    if ACT == "relu":
+    elif ACT == "relu":
         # A gate, not a product: an infinite dh is stopped where z is not positive.
         return tl.where(b_z <= 0, 0.0, b_dh), act(b_z, ACT)
-    if ACT == "leaky_relu":
+    elif ACT == "leaky_relu":
         return b_dh * tl.where(b_z > 0, 1.0, 0.01), act(b_z, ACT)
-    if ACT == "tanh":
+    elif ACT == "tanh":
         b_h, b_slope = _tanh(b_z)
         return b_dh * b_slope, b_h
-    if ACT == "identity":
+    elif ACT == "identity":
         return b_dh, b_z
-    b_u, b_du = _gate(b_z, ACT)
-    b_s = _sigmoid(b_u)
-    return b_dh * (b_s + b_z * b_s * (1.0 - b_s) * b_du), b_z * b_s
+    else:
+        b_u, b_du = _gate(b_z, ACT)
+        b_s = _sigmoid(b_u)
+        return b_dh * (b_s + b_z * b_s * (1.0 - b_s) * b_du), b_z * b_s

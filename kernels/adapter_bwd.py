@@ -2,10 +2,11 @@
 
     dh = (scale * dy) @ w2;  dz = alpha * row_scale * dh * act'(z);  dx = dz @ w1 [+ dy];  h = row_scale * act(z)
 
-Shapes    dy, dx [M, D], rows as in blocks.py; z, dz, h [M, H] in the compute dtype; w1 [H, D]; w2 [D, H]; scale [1] or [D];
-          row_scale [M], rows as in blocks.py; ws_db1 [tiles, H] and ws_db2 [tiles, D] fp32: the sums over a tile's rows of
-          dz and of row_scale * dy. A pointer that is None says that nobody asked for that result: its product, its loads
-          and its stores are left out. Without dx, step 3 only adds up dy; without dx, dz and ws_db1 there is no step 1.
+Shapes    dy, dx [M, D], rows as in blocks.py; z, dz, h [M, H] in the compute dtype; w1 [H, D]; w2 [D, H];
+          scale [1] or [D]; row_scale [M], rows as in blocks.py; ws_db1 [tiles, H] and ws_db2 [tiles, D] fp32: the sums
+          over a tile's rows of dz and of row_scale * dy. A pointer that is None says that nobody asked for that result:
+          its product, its loads and its stores are left out. Without dx, step 3 only adds up dy; without dx, dz and
+          ws_db1 there is no step 1.
 Tiling    program (i, j) owns BLOCK_M rows and, of dx, the j-th of SPLIT spans of columns, as in adapter_fwd.py
 Flow      1. per BLOCK_K columns: dh += dy_tile @ w2_tile                                  dy from memory
           2. dz, h and the tile's share of db1                                            z from memory
@@ -45,32 +46,33 @@ def _through_act(
     """Step 2 of K1 for one part: dz [BLOCK_M, WIDTH] in COMPUTE; dz, h and the share of db1 are stored on the way."""
     if WIDTH == 0:
         return b_dh
-    o_h = START + tl.arange(0, WIDTH)
-    m_h = o_h < H
-    RAGGED_H: tl.constexpr = START + WIDTH > H
-    o = o_m[:, None] * H + o_h[None, :]
-    # Every span of columns computes dz; the first one stores it.
-    m_first = (tl.program_id(1) == 0) if SPLIT > 1 else True
-    m_store = m_m[:, None] & m_h[None, :] & m_first if RAGGED_H or SPLIT > 1 else m_m[:, None]
-    b_z = load(z_ptr, o, m_m[:, None], m_h[None, :], True, RAGGED_H).to(tl.float32)  # [BLOCK_M, WIDTH]
-    b_dz, b_h = act_backward(b_dh * b_factor, b_z, ACT)
-    b_out = b_dh
-    if WANT_DH:
-        if RAGGED_H:
-            # An infinite dy times the padding of w2 is NaN, and would be NaN times the padding of w1.
-            b_dz = tl.where(m_h[None, :], b_dz, 0.0)
-        b_out = b_dz.to(COMPUTE)
-    if dz_ptr is not None:
-        tl.store(dz_ptr + o, b_out, mask=m_store)
-    if h_ptr is not None:
+    else:
+        o_h = START + tl.arange(0, WIDTH)
+        m_h = o_h < H
+        RAGGED_H: tl.constexpr = START + WIDTH > H
+        o = o_m[:, None] * H + o_h[None, :]
+        # Every span of columns computes dz; the first one stores it.
+        m_first = (tl.program_id(1) == 0) if SPLIT > 1 else True
+        m_store = m_m[:, None] & m_h[None, :] & m_first if RAGGED_H or SPLIT > 1 else m_m[:, None]
+        b_z = load(z_ptr, o, m_m[:, None], m_h[None, :], True, RAGGED_H).to(tl.float32)  # [BLOCK_M, WIDTH]
+        b_dz, b_h = act_backward(b_dh * b_factor, b_z, ACT)
+        b_out = b_dh
         if WANT_DH:
-            # Always b_h; naming dh keeps Triton from computing act a second time, in the layout of the store.
-            b_h = tl.where(b_dh > float("inf"), 0.0, b_h)
-        tl.store(h_ptr + o, (b_h * b_row_scale).to(COMPUTE), mask=m_store)
-    if ws_db1_ptr is not None:
-        b_db1 = tl.sum(tl.where(m_m[:, None], b_dz, 0.0), 0)  # [WIDTH]
-        tl.store(ws_db1_ptr + tl.program_id(0).to(tl.int64) * H + o_h, b_db1, mask=m_h & m_first)
-    return b_out
+            if RAGGED_H:
+                # An infinite dy times the padding of w2 is NaN, and would be NaN times the padding of w1.
+                b_dz = tl.where(m_h[None, :], b_dz, 0.0)
+            b_out = b_dz.to(COMPUTE)
+        if dz_ptr is not None:
+            tl.store(dz_ptr + o, b_out, mask=m_store)
+        if h_ptr is not None:
+            if WANT_DH:
+                # Always b_h; naming dh keeps Triton from computing act a second time, in the layout of the store.
+                b_h = tl.where(b_dh > float("inf"), 0.0, b_h)
+            tl.store(h_ptr + o, (b_h * b_row_scale).to(COMPUTE), mask=m_store)
+        if ws_db1_ptr is not None:
+            b_db1 = tl.sum(tl.where(m_m[:, None], b_dz, 0.0), 0)  # [WIDTH]
+            tl.store(ws_db1_ptr + tl.program_id(0).to(tl.int64) * H + o_h, b_db1, mask=m_h & m_first)
+        return b_out
 
 
 @triton.jit(do_not_specialize=["M", "n1", "n2"])

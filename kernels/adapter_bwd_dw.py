@@ -9,8 +9,8 @@ Kernels   adapter_bwd_dw    program (i, j, k) owns BLOCK_D columns of D and the 
                             x.T @ dz or dy.T @ h, to ws_dw1 or ws_dw2 [slices, D, H] in fp32
           adapter_bwd_sum   program (i, j) adds the partial sums of BLOCK_D columns up for side j, in their fixed order,
                             and applies the factors that are the same for all rows
-Shapes    x, dy [M, D], rows as in blocks.py; dz, h [M, H] in the compute dtype; ws_db1 [tiles, H], ws_db2 [tiles, D] from K1;
-          dscale [D] fp32. A pointer that is None says that nobody asked for that result.
+Shapes    x, dy [M, D], rows as in blocks.py; dz, h [M, H] in the compute dtype; ws_db1 [tiles, H] and
+          ws_db2 [tiles, D] from K1; dscale [D] fp32. A pointer that is None says that nobody asked for that result.
 Memory    x and dy once, dz and h once per D / BLOCK_D, from L2; the workspace out and in
 Work      4 M D H FLOP
 Rounding  x and dy to COMPUTE as they are loaded; the results once, at the end. No atomics: the same bits every time.

@@ -3,10 +3,10 @@
     y = alpha * scale * row_scale * (act(x @ w1.T + b1) @ w2.T + b2)  [+ x]  [+ residual]
 
 Shapes    x, residual, y [M, D], rows as in blocks.py; w1 [H, D]; b1 [H]; w2 [D, H]; b2 [D]; scale [1] or [D];
-          row_scale [M], rows as in blocks.py; z [M, H] in the compute dtype. A pointer that is None leaves its term out:
-          z_ptr where z is not kept, y_ptr where z alone is wanted.
-Tiling    program (i, j) owns BLOCK_M rows and, of y, the j-th of SPLIT spans of columns: with few rows the GPU is filled
-          by spans, each of which computes z anew. z and h stay in registers.
+          row_scale [M], rows as in blocks.py; z [M, H] in the compute dtype. A pointer that is None leaves its term
+          out: z_ptr where z is not kept, y_ptr where z alone is wanted.
+Tiling    program (i, j) owns BLOCK_M rows and, of y, the j-th of SPLIT spans of columns: with few rows the GPU is
+          filled by spans, each of which computes z anew. z and h stay in registers.
 Flow      1. per BLOCK_K columns: z += x_tile @ w1_tile.T                          x from memory
           2. h = act(z + b1), rounded once                                        registers
           3. per BLOCK_D columns: y_tile = factors * (h @ w2_tile.T + b2) [+ x] [+ residual]     x again, from L2
@@ -40,19 +40,21 @@ def _hidden(
     """Step 2 for one part: h [BLOCK_M, WIDTH] in COMPUTE, z stored on the way."""
     if WIDTH == 0:
         return b_z
-    o_h = START + tl.arange(0, WIDTH)[None, :]
-    RAGGED_H: tl.constexpr = START + WIDTH > H
-    if b1_ptr is not None:
-        b_z += load(b1_ptr, o_h, o_h < H, o_h < H, RAGGED_H, False).to(tl.float32)  # [BLOCK_M, WIDTH]
-    if z_ptr is not None:
-        tl.store(z_ptr + o_m[:, None] * H + o_h, b_z.to(COMPUTE), mask=m_z[:, None] & (o_h < H))
-    if WANT_Y:
-        b_h = act(b_z, ACT)
-        if RAGGED_H:
-            # An infinite x times the padding of w1 is NaN, and would be NaN times the padding of w2.
-            b_h = tl.where(o_h < H, b_h, 0.0)
-        return b_h.to(COMPUTE)
-    return b_z
+    else:
+        o_h = START + tl.arange(0, WIDTH)[None, :]
+        RAGGED_H: tl.constexpr = START + WIDTH > H
+        if b1_ptr is not None:
+            b_z += load(b1_ptr, o_h, o_h < H, o_h < H, RAGGED_H, False).to(tl.float32)  # [BLOCK_M, WIDTH]
+        if z_ptr is not None:
+            tl.store(z_ptr + o_m[:, None] * H + o_h, b_z.to(COMPUTE), mask=m_z[:, None] & (o_h < H))
+        if WANT_Y:
+            b_h = act(b_z, ACT)
+            if RAGGED_H:
+                # An infinite x times the padding of w1 is NaN, and would be NaN times the padding of w2.
+                b_h = tl.where(o_h < H, b_h, 0.0)
+            return b_h.to(COMPUTE)
+        else:
+            return b_z
 
 
 @triton.jit(do_not_specialize=["M", "n1", "n2"])

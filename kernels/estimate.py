@@ -4,8 +4,8 @@
     filled = how far the last wave of programs leaves SMs idle
     call   = max(sum of its kernels, host time)
 
-Every figure that follows from this is an estimate, and says so: the rates below are ceilings, some from data sheets, the
-shares of them that kernels reach are assumptions, and neither is a measurement of this package.
+Every figure that follows from this is an estimate, and says so: the rates below are ceilings, some from data sheets,
+the shares of them that kernels reach are assumptions, and neither is a measurement of this package.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from aim_fast.kernels.tiling import Gpu, Plan
 
 
 class Rates(NamedTuple):
-    """Ceilings of a GPU: bytes a second of a copy and of L2, FLOP a second of products by load class and compute size."""
+    """Ceilings of a GPU: bytes a second of a copy and of L2, FLOP a second of products."""
 
     copy: float
     l2: float
@@ -41,12 +41,12 @@ _BY_FAMILY = {
 }
 # Shares of the product rate that are assumed: of cuBLAS, and of Triton on tensor cores and without them.
 CUBLAS, TRITON, TRITON_IEEE = 0.8, 0.7, 0.5
-# Seconds between kernels; of the host for an operation of PyTorch, a Triton launch, and our operator around its launches.
+# Seconds between kernels; of the host for an operation of PyTorch, a Triton launch, and our operator around launches.
 GAP, HOST_OP, HOST_LAUNCH, HOST_CALL = 2e-6, 5e-6, 16e-6, 8e-6
 
 
 class Case(NamedTuple):
-    """A call: its load class, bytes an element of x, the weights, the products and y, and what stands around the branch."""
+    """A call: its load class, bytes an element of x, weights, products and y, and what stands around the branch."""
 
     M: int
     D: int
@@ -77,15 +77,25 @@ def rates(gpu: Gpu) -> Rates:
     return known[0] if known else _BY_FAMILY[tiling.family(gpu) or 80]
 
 
-def seconds(gpu: Gpu, case: Case, work: Work) -> float:
-    """Of one kernel, by the formula at the top."""
+def filled(gpu: Gpu, work: Work) -> float:
+    """How much longer a kernel takes because its last wave of programs leaves SMs idle; 1 for one of PyTorch."""
+    return -(-work.programs // gpu.sms) * gpu.sms / work.programs if work.programs else 1.0
+
+
+def limits(gpu: Gpu, case: Case, work: Work) -> tuple[float, float, float]:
+    """Seconds of a kernel under each ceiling alone: DRAM, L2 and products, the last two times `filled`."""
     r = rates(gpu)
     product = {"half": r.half, "amp": r.half, "tf32": r.tf32, "ieee": r.ieee}[case.load]
     if not work.programs:
-        return max(work.dram / r.copy, work.flop / (product * CUBLAS)) + GAP
-    product *= TRITON_IEEE if case.load == "ieee" else TRITON
-    filled = -(-work.programs // gpu.sms) * gpu.sms / work.programs
-    return max(work.dram / r.copy, filled * max(work.l2 / r.l2, work.flop / product)) + GAP
+        return work.dram / r.copy, 0.0, work.flop / (product * CUBLAS)
+    share = TRITON_IEEE if case.load == "ieee" else TRITON
+    over = filled(gpu, work)
+    return work.dram / r.copy, over * work.l2 / r.l2, over * work.flop / (product * share)
+
+
+def seconds(gpu: Gpu, case: Case, work: Work) -> float:
+    """Of one kernel, by the formula at the top."""
+    return max(limits(gpu, case, work)) + GAP
 
 
 def fused_forward(case: Case, plan: Plan, *, keep_z: bool) -> list[Work]:

@@ -1,12 +1,12 @@
 """Tiles of the kernels: pure functions from shape, dtypes and GPU to a plan. Knows neither torch nor Triton.
 
-`TILES` holds one table per GPU family; tests/test_triton_compile.py compiles every row ahead of time and asserts that it
-spills nothing, fits in shared memory and multiplies on the tensor cores. What cannot be compiled clean is not here.
+`TILES` holds one table per GPU family; tests/test_triton_compile.py compiles every row ahead of time and asserts that
+it spills nothing, fits in shared memory and multiplies on the tensor cores. What does not compile clean is not here.
 
 Families  80: mma.sync, at most 99 KiB of shared memory, for compute capability 8.x and 12.x
           90: wgmma, 227 KiB          100: tcgen05, 227 KiB, for 10.x
-Loads     "half": all operands arrive in 16 bits, products in them;  "amp": some arrive in 32;  "tf32" and "ieee": products
-          in fp32, on the tensor cores and without them
+Loads     "half": all operands arrive in 16 bits, products in them;  "amp": some arrive in 32;  "tf32" and "ieee":
+          products in fp32, on the tensor cores and without them
 """
 
 from __future__ import annotations
@@ -47,82 +47,144 @@ class Plan(NamedTuple):
     split: int
 
 
-# The rows below are (max_h, block_m, block_k, block_d, part, warps, stages).
 _Table = dict[str, dict[str, tuple[Tile, ...]]]
 
-
-def _rows(*rows: tuple[int, int, int, int, int, int, int]) -> tuple[Tile, ...]:
-    return tuple(Tile(*row) for row in rows)
-
-
 # fp32 products without tensor cores: the same code on every GPU.
-_IEEE = {
-    "fwd": _rows((256, 32, 32, 32, 64, 8, 2)),
-    "dx": _rows((256, 32, 32, 32, 64, 8, 2)),
-    "dw": _rows((256, 32, 0, 32, 64, 8, 2)),
+_IEEE: dict[str, tuple[Tile, ...]] = {
+    "fwd": (Tile(256, 32, 32, 32, 64, 8, 2),),
+    "dx": (Tile(256, 32, 32, 32, 64, 8, 2),),
+    "dw": (Tile(256, 32, 0, 32, 64, 8, 2),),
 }
 
 TILES: dict[int, _Table] = {
     80: {
         "half": {
-            "fwd": _rows((64, 128, 64, 32, 64, 8, 3), (192, 128, 64, 32, 64, 8, 3), (256, 64, 64, 32, 128, 8, 3), (512, 32, 64, 32, 128, 8, 2)),
-            "dx": _rows((64, 128, 64, 32, 64, 8, 3), (128, 128, 64, 32, 64, 8, 3), (256, 64, 64, 32, 128, 8, 3), (512, 32, 64, 32, 128, 8, 2)),
-            "dw": _rows((64, 64, 0, 128, 64, 8, 3), (192, 64, 0, 128, 64, 8, 3), (256, 32, 0, 64, 128, 8, 3), (512, 32, 0, 32, 128, 8, 3)),
+            "fwd": (
+                Tile(64, 128, 64, 32, 64, 8, 3),
+                Tile(192, 128, 64, 32, 64, 8, 3),
+                Tile(256, 64, 64, 32, 128, 8, 3),
+                Tile(512, 32, 64, 32, 128, 8, 2),
+            ),
+            "dx": (
+                Tile(64, 128, 64, 32, 64, 8, 3),
+                Tile(128, 128, 64, 32, 64, 8, 3),
+                Tile(256, 64, 64, 32, 128, 8, 3),
+                Tile(512, 32, 64, 32, 128, 8, 2),
+            ),
+            "dw": (
+                Tile(64, 64, 0, 128, 64, 8, 3),
+                Tile(192, 64, 0, 128, 64, 8, 3),
+                Tile(256, 32, 0, 64, 128, 8, 3),
+                Tile(512, 32, 0, 32, 128, 8, 3),
+            ),
         },
         "amp": {
-            "fwd": _rows((64, 64, 32, 32, 64, 8, 2), (256, 32, 32, 32, 64, 8, 2)),
-            "dx": _rows((64, 64, 32, 32, 64, 8, 2), (256, 32, 32, 32, 64, 8, 2)),
-            "dw": _rows((64, 32, 0, 64, 64, 8, 2), (256, 32, 0, 64, 128, 8, 2)),
+            "fwd": (Tile(256, 32, 32, 32, 64, 8, 2),),
+            "dx": (Tile(256, 32, 32, 32, 64, 8, 2),),
+            "dw": (Tile(256, 32, 0, 64, 128, 8, 2),),
         },
         "tf32": {
-            "fwd": _rows((64, 64, 32, 32, 64, 8, 2), (256, 32, 32, 32, 64, 8, 2)),
-            "dx": _rows((64, 64, 32, 32, 64, 8, 2), (256, 32, 32, 32, 64, 8, 2)),
-            "dw": _rows((64, 32, 0, 64, 64, 8, 2), (256, 32, 0, 64, 64, 8, 2)),
+            "fwd": (Tile(256, 32, 32, 32, 64, 8, 2),),
+            "dx": (Tile(256, 32, 32, 32, 64, 8, 2),),
+            "dw": (Tile(256, 32, 0, 64, 64, 8, 2),),
         },
         "ieee": _IEEE,
     },
     90: {
         "half": {
-            "fwd": _rows((64, 128, 64, 64, 64, 8, 3), (192, 128, 64, 64, 128, 8, 3), (256, 128, 64, 32, 64, 8, 3), (320, 64, 64, 64, 128, 8, 3), (512, 64, 64, 32, 128, 8, 2)),
-            "dx": _rows((64, 128, 64, 64, 64, 8, 3), (192, 128, 64, 32, 64, 8, 3), (256, 64, 64, 64, 64, 8, 3), (320, 64, 64, 32, 128, 8, 3), (512, 64, 32, 32, 128, 8, 3)),
-            "dw": _rows((64, 64, 0, 128, 64, 8, 3), (256, 64, 0, 128, 128, 8, 3), (512, 64, 0, 64, 128, 8, 2)),
+            "fwd": (
+                Tile(64, 128, 64, 64, 64, 8, 3),
+                Tile(192, 128, 64, 64, 128, 8, 3),
+                Tile(256, 128, 64, 32, 64, 8, 3),
+                Tile(320, 64, 64, 64, 128, 8, 3),
+                Tile(512, 64, 64, 32, 128, 8, 2),
+            ),
+            "dx": (
+                Tile(64, 128, 64, 64, 64, 8, 3),
+                Tile(192, 128, 64, 32, 64, 8, 3),
+                Tile(256, 64, 64, 64, 64, 8, 3),
+                Tile(320, 64, 64, 32, 128, 8, 3),
+                Tile(512, 64, 32, 32, 128, 8, 3),
+            ),
+            "dw": (
+                Tile(64, 64, 0, 128, 64, 8, 3),
+                Tile(256, 64, 0, 128, 128, 8, 3),
+                Tile(512, 64, 0, 64, 128, 8, 2),
+            ),
         },
         "amp": {
-            "fwd": _rows((64, 64, 32, 32, 64, 8, 2), (192, 128, 32, 32, 64, 8, 3), (256, 64, 32, 32, 64, 8, 2)),
-            "dx": _rows((64, 64, 32, 32, 64, 8, 2), (256, 64, 32, 32, 64, 8, 2)),
-            "dw": _rows((64, 32, 0, 64, 64, 8, 2), (256, 64, 0, 128, 128, 8, 2)),
+            "fwd": (
+                Tile(64, 64, 32, 32, 64, 8, 2),
+                Tile(192, 128, 32, 32, 64, 8, 3),
+                Tile(256, 64, 32, 32, 64, 8, 2),
+            ),
+            "dx": (
+                Tile(64, 64, 32, 32, 64, 8, 2),
+                Tile(256, 64, 32, 32, 64, 8, 2),
+            ),
+            "dw": (
+                Tile(64, 32, 0, 64, 64, 8, 2),
+                Tile(256, 64, 0, 128, 128, 8, 2),
+            ),
         },
         "tf32": {
-            "fwd": _rows((64, 64, 32, 32, 64, 8, 2), (256, 64, 32, 32, 64, 8, 2)),
-            "dx": _rows((64, 64, 32, 32, 64, 8, 2), (256, 64, 32, 32, 64, 8, 2)),
-            "dw": _rows((64, 32, 0, 64, 64, 8, 2), (256, 32, 0, 64, 64, 8, 2)),
+            "fwd": (
+                Tile(64, 64, 32, 32, 64, 8, 2),
+                Tile(256, 64, 32, 32, 64, 8, 2),
+            ),
+            "dx": (
+                Tile(64, 64, 32, 32, 64, 8, 2),
+                Tile(256, 64, 32, 32, 64, 8, 2),
+            ),
+            "dw": (Tile(256, 32, 0, 64, 64, 8, 2),),
         },
         "ieee": _IEEE,
     },
     100: {
         "half": {
-            "fwd": _rows((64, 128, 64, 64, 64, 8, 3), (192, 128, 64, 64, 64, 8, 3), (256, 128, 64, 32, 64, 8, 3), (512, 64, 64, 32, 128, 8, 2)),
-            "dx": _rows((64, 128, 64, 64, 64, 8, 3), (192, 128, 64, 64, 64, 8, 3), (256, 128, 64, 32, 64, 8, 3), (320, 64, 64, 32, 128, 8, 3), (512, 32, 64, 32, 128, 8, 2)),
-            "dw": _rows((64, 64, 0, 128, 64, 8, 3), (256, 64, 0, 128, 128, 8, 3), (512, 64, 0, 64, 128, 8, 2)),
+            "fwd": (
+                Tile(64, 128, 64, 64, 64, 8, 3),
+                Tile(192, 128, 64, 64, 64, 8, 3),
+                Tile(256, 128, 64, 32, 64, 8, 3),
+                Tile(512, 64, 64, 32, 128, 8, 2),
+            ),
+            "dx": (
+                Tile(64, 128, 64, 64, 64, 8, 3),
+                Tile(192, 128, 64, 64, 64, 8, 3),
+                Tile(256, 128, 64, 32, 64, 8, 3),
+                Tile(320, 64, 64, 32, 128, 8, 3),
+                Tile(512, 32, 64, 32, 128, 8, 2),
+            ),
+            "dw": (
+                Tile(64, 64, 0, 128, 64, 8, 3),
+                Tile(256, 64, 0, 128, 128, 8, 3),
+                Tile(512, 64, 0, 64, 128, 8, 2),
+            ),
         },
         "amp": {
-            "fwd": _rows((64, 64, 32, 32, 64, 8, 2), (256, 64, 32, 32, 64, 8, 2)),
-            "dx": _rows((64, 64, 32, 32, 64, 8, 2), (256, 64, 32, 32, 64, 8, 2)),
-            "dw": _rows((64, 32, 0, 64, 64, 8, 2), (256, 32, 0, 64, 64, 8, 2)),
+            "fwd": (
+                Tile(64, 64, 32, 32, 64, 8, 2),
+                Tile(256, 64, 32, 32, 64, 8, 2),
+            ),
+            "dx": (
+                Tile(64, 64, 32, 32, 64, 8, 2),
+                Tile(256, 64, 32, 32, 64, 8, 2),
+            ),
+            "dw": (Tile(256, 32, 0, 64, 64, 8, 2),),
         },
         "tf32": {
-            "fwd": _rows((64, 64, 32, 32, 64, 8, 2), (256, 64, 32, 32, 64, 8, 2)),
-            "dx": _rows((64, 64, 32, 32, 64, 8, 2), (256, 64, 32, 32, 64, 8, 2)),
-            "dw": _rows((64, 32, 0, 64, 64, 8, 2), (256, 32, 0, 64, 64, 8, 2)),
+            "fwd": (Tile(256, 64, 32, 32, 64, 8, 2),),
+            "dx": (Tile(256, 64, 32, 32, 64, 8, 2),),
+            "dw": (Tile(256, 32, 0, 64, 64, 8, 2),),
         },
         "ieee": _IEEE,
     },
-}  # fmt: skip
+}
 
 # Few rows fill a GPU by small tiles, the same for every family: only wgmma and tcgen05 want 64 rows or more.
 FEW: _Table = {
-    "half": {"fwd": _rows((512, 32, 64, 32, 128, 8, 2)), "dx": _rows((512, 32, 64, 32, 128, 8, 2)), "dw": ()},
-    "amp": {"fwd": _rows((256, 32, 32, 32, 64, 8, 2)), "dx": _rows((256, 32, 32, 32, 64, 8, 2)), "dw": ()},
+    "half": {"fwd": (Tile(512, 32, 64, 32, 128, 8, 2),), "dx": (Tile(512, 32, 64, 32, 128, 8, 2),), "dw": ()},
+    "amp": {"fwd": (Tile(256, 32, 32, 32, 64, 8, 2),), "dx": (Tile(256, 32, 32, 32, 64, 8, 2),), "dw": ()},
     "tf32": {"fwd": (), "dx": (), "dw": ()},
     "ieee": {"fwd": (), "dx": (), "dw": ()},
 }
@@ -144,14 +206,15 @@ def parts(H: int, widest: int) -> tuple[int, int, int, int]:
     left = -(-H // 16) * 16
     while widest * MAX_PARTS < left:
         widest *= 2
-    found = []
+    found: list[int] = []
     while left > 0:
         below = 1 << (left.bit_length() - 1)
         # The last one has to reach.
         part = below if below == left or len(found) < MAX_PARTS - 1 else 2 * below
         found.append(min(part, widest))
         left -= found[-1]
-    return (*found, 0, 0, 0, 0)[:MAX_PARTS]
+    p0, p1, p2, p3 = found + [0] * (MAX_PARTS - len(found))
+    return p0, p1, p2, p3
 
 
 def tiles(gpu: Gpu, kernel: str, load: str, H: int) -> tuple[Tile, ...]:

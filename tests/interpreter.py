@@ -1,4 +1,4 @@
-"""Mends Triton's interpreter (3.6 to 3.9), so that its bf16 results can be judged: without this they are wrong in silence.
+"""Mends Triton's interpreter (3.6 to 3.9): without this its results in bf16 are wrong, and nothing says so.
 
 Call `mend` in a process with TRITON_INTERPRET=1, before the first kernel runs.
 """

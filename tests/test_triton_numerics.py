@@ -1,6 +1,6 @@
-"""The Triton kernels in Triton's interpreter: the error budget for y and every gradient, at small shapes of real ratios.
+"""The Triton kernels, interpreted: the error budget for y and every gradient, at small shapes of real ratios.
 
-Each test hands a function of this file to the process of `interpreted`; see tests/interpreter.py for what is mended there.
+Each test hands a function of this file to the process of `interpreted`; tests/interpreter.py mends what needs it.
 """
 
 from __future__ import annotations
@@ -172,7 +172,7 @@ def check_nonfinite(activation: str) -> None:
     assert_same_positions(got, exact(tensors, ones, wanted=["x"], activation=activation))
     for name, place, value in (("x", (2, 5), NAN), ("w1", (3, 7), INF), ("b2", 39, NAN), ("row_scale", 4, INF)):
         tensors, dy = full(FP32, 9, 40, 12)
-        tensors[name][place] = value
+        tensors[name][place] = value  # type: ignore[index]
         got = evaluate(aim_fast.adapter, tensors, dy, activation=activation, skip=True)
         assert_same_positions(got, exact(tensors, dy, activation=activation, skip=True))
 
