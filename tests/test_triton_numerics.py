@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 import aim_fast
-from aim_fast import triton_device
+from aim_fast import reference, triton_device
 from aim_fast.kernels import tiling
 from interpreter import fill_new_memory
 from judge import TRAINABLE, Tensors, assert_judged, evaluate, exact, judge, make_inputs
@@ -201,3 +201,36 @@ def check_far_rows(M: int, stride: int) -> None:
 @pytest.mark.parametrize(("M", "stride"), [(6, 2**29), (1100, 2**21)], ids=["within_a_tile", "between_tiles"])
 def test_rows_beyond_32_bits(interpreted: Interpreted, M: int, stride: int) -> None:
     interpreted(check_far_rows, M, stride)
+
+
+def check_pointwise(activation: str) -> None:
+    """act and act' themselves, as test_numerics.py judges the CPU's."""
+    import triton
+    import triton.language as tl
+
+    from aim_fast.kernels.activation import act, act_backward
+
+    @triton.jit
+    def both(z_ptr, h_ptr, again_ptr, slope_ptr, ACT: tl.constexpr):
+        o = tl.arange(0, 8192)
+        b_slope, b_h = act_backward(1.0, tl.load(z_ptr + o), ACT)
+        tl.store(h_ptr + o, b_h)
+        tl.store(slope_ptr + o, b_slope)
+        tl.store(again_ptr + o, act(tl.load(z_ptr + o), ACT))
+
+    tiny = torch.logspace(-30, 0, 1000)
+    z = torch.cat([torch.linspace(-12, 12, 6192), tiny, -tiny])
+    h, again, slope = torch.empty(3, 8192).unbind()
+    both[(1,)](z, h, again, slope, ACT=activation)
+    double = z.double().requires_grad_()
+    truth = reference.activate(double, activation)
+    (derivative,) = torch.autograd.grad(truth.sum(), double)
+    assert torch.equal(h, again)
+    # Some ten roundings; near zero that of the normal law's tail is one of 1/2 and not of its distance from it.
+    assert ((h - truth.detach()).abs() <= z.abs() * 6e-7 + 1e-37).all()
+    assert ((slope - derivative).abs() <= 2e-6).all()
+
+
+@pytest.mark.parametrize("activation", aim_fast.ACTIVATIONS)
+def test_activation_pointwise(interpreted: Interpreted, activation: str) -> None:
+    interpreted(check_pointwise, activation)
