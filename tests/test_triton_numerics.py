@@ -205,23 +205,12 @@ def test_rows_beyond_32_bits(interpreted: Interpreted, M: int, stride: int) -> N
 
 def check_pointwise(activation: str) -> None:
     """act and act' themselves, as test_numerics.py judges the CPU's."""
-    import triton
-    import triton.language as tl
-
-    from aim_fast.kernels.activation import act, act_backward
-
-    @triton.jit
-    def both(z_ptr, h_ptr, again_ptr, slope_ptr, ACT: tl.constexpr):
-        o = tl.arange(0, 8192)
-        b_slope, b_h = act_backward(1.0, tl.load(z_ptr + o), ACT)
-        tl.store(h_ptr + o, b_h)
-        tl.store(slope_ptr + o, b_slope)
-        tl.store(again_ptr + o, act(tl.load(z_ptr + o), ACT))
+    from activation_kernel import pointwise
 
     tiny = torch.logspace(-30, 0, 1000)
     z = torch.cat([torch.linspace(-12, 12, 6192), tiny, -tiny])
     h, again, slope = torch.empty(3, 8192).unbind()
-    both[(1,)](z, h, again, slope, ACT=activation)
+    pointwise[(1,)](z, h, again, slope, ACT=activation)
     double = z.double().requires_grad_()
     truth = reference.activate(double, activation)
     (derivative,) = torch.autograd.grad(truth.sum(), double)
