@@ -125,7 +125,8 @@ def adapter_bwd_dx(
     RAGGED_K: tl.constexpr = D % BLOCK_K != 0
     WANT_DX: tl.constexpr = dx_ptr is not None
     WANT_DB2: tl.constexpr = ws_db2_ptr is not None
-    WANT_DH: tl.constexpr = WANT_DX or dz_ptr is not None or ws_db1_ptr is not None
+    # The parentheses are for Triton 3.2.
+    WANT_DH: tl.constexpr = WANT_DX or (dz_ptr is not None or ws_db1_ptr is not None)
     i_m = tl.program_id(0).to(tl.int64) * BLOCK_M
     o_m = tl.arange(0, BLOCK_M)
     m_m = o_m < tl.minimum(M - i_m, BLOCK_M).to(tl.int32)  # [BLOCK_M]
