@@ -1,13 +1,15 @@
-"""`python -m aim_fast`: what this installation has, what it lacks, and the remedy."""
+"""`python -m aim_fast`: what this installation has, what it lacks, and the remedy; `... tune`: see tune.py."""
 
 from __future__ import annotations
 
 import os
 import platform
+import sys
 
 import torch
 
 import aim_fast
+from aim_fast import triton_device, tuning
 from aim_fast.dispatch import library_path
 
 
@@ -21,9 +23,18 @@ def report() -> str:
     if any(row.name == "cpu" and row.available for row in aim_fast.backends()):
         ops = torch.ops.aim_fast
         lines.append(f"CPU instruction set: {ops.cpu_isa()} (this machine runs {ops.cpu_isas()})")
+    if any(row.name == "triton" and row.available for row in aim_fast.backends()) and torch.cuda.is_available():
+        gpu = triton_device.gpu(torch.cuda.current_device())
+        measured = len(tuning.table(gpu).rows)
+        state = tuning.table(gpu).reason or (f"{measured} shapes" if measured else "none; python -m aim_fast tune")
+        lines.append(f"measurements on {gpu.name}: {state}")
     lines.append(f"AIM_FAST_BACKEND: {os.environ.get('AIM_FAST_BACKEND', 'auto')}")
     return "\n".join(lines)
 
 
 if __name__ == "__main__":
+    if sys.argv[1:2] == ["tune"]:
+        from aim_fast import tune
+
+        sys.exit(tune.main(sys.argv[2:]))
     print(report())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +13,7 @@ from aim_fast.checks import check_arguments
 
 # What is no subclass with a meaning of its own, such as DTensor, whose module is not imported before somebody uses it.
 _LOCAL = (Tensor, nn.Parameter)
+_WITH_AUTOCAST = ("cpu", "cuda")  # known without asking
 MAX_DIMS = 9  # of x, the last one included: as many as csrc/common/params.h holds
 
 
@@ -71,8 +73,9 @@ def adapter(
 
 def _run(x, w1, b1, w2, b2, scale_tensor, row_scale, residual, activation, skip, alpha, dtype, recompute):
     """`adapter` once its arguments are checked, its dtype is known and its scale is split."""
-    choice = dispatch.select(x.device.type, (x, w1, b1, w2, b2, scale_tensor, row_scale, residual), dtype)
-    if choice.backend == "eager":
+    tensors = (x, w1, b1, w2, b2, scale_tensor, row_scale, residual)
+    backend = dispatch.choose(dispatch.Call(x.device.type, tensors, dtype))
+    if backend == "eager":
         return reference.composition(
             x,
             w1,
@@ -97,16 +100,27 @@ def _run(x, w1, b1, w2, b2, scale_tensor, row_scale, residual, activation, skip,
         x = x.contiguous()
     if residual is not None and residual.stride(-1) != 1 and residual.shape[-1] != 1:
         residual = residual.contiguous()
-    call = (activation, skip, alpha, dtype)
-    if not torch.is_grad_enabled():
-        return ops.adapter_forward(x, w1, b1, w2, b2, scale_tensor, row_scale, residual, *call, False)[0]
-    through_z = any(t is not None and t.requires_grad for t in (x, w1, b1, w2, scale_tensor))
+    if not (torch.is_grad_enabled() and _any_requires_grad(tensors)):
+        return ops.adapter_forward(
+            x, w1, b1, w2, b2, scale_tensor, row_scale, residual, activation, skip, alpha, dtype, False
+        )[0]
+    through_z = _any_requires_grad((x, w1, b1, w2, scale_tensor))
     keep_z = through_z and not recompute
     keep_x = w1.requires_grad or (through_z and recompute)
     # x as it is multiplied, and as eager keeps it, where that is narrower.
     narrow = x.to(dtype) if keep_x and dtype.itemsize < x.dtype.itemsize else None
     apply = _Adapter.apply if torch.compiler.is_compiling() else _apply
-    return apply(x, w1, b1, w2, b2, scale_tensor, row_scale, residual, narrow, *call, keep_x, keep_z)[0]
+    return apply(
+        *(x, w1, b1, w2, b2, scale_tensor, row_scale, residual, narrow),
+        *(activation, skip, alpha, dtype, keep_x, keep_z),
+    )[0]
+
+
+def _any_requires_grad(tensors: Sequence[Tensor | None]) -> bool:
+    for t in tensors:  # noqa: SIM110, a generator costs more
+        if t is not None and t.requires_grad:
+            return True
+    return False
 
 
 def explain(
@@ -127,18 +141,17 @@ def explain(
     check_arguments(x, w1, b1, w2, b2, activation, scale, row_scale, residual)
     scale_tensor = scale if isinstance(scale, Tensor) else None
     dtype = compute_dtype(x, w1, b1, w2, b2)
-    return dispatch.select(x.device.type, (x, w1, b1, w2, b2, scale_tensor, row_scale, residual), dtype)
+    tensors = (x, w1, b1, w2, b2, scale_tensor, row_scale, residual)
+    return dispatch.select(dispatch.Call(x.device.type, tensors, dtype))
 
 
 def compute_dtype(x: Tensor, w1: Tensor, b1: Tensor | None, w2: Tensor, b2: Tensor | None) -> torch.dtype:
     """The dtype of the products: autocast's when it is on, else the promotion; float64 stays, as in nn.Linear."""
     dtype = reference.promoted(x, w1, b1, w2, b2)
     device = x.device.type
-    if dtype is torch.float64 or not torch.amp.is_autocast_available(device):
+    if dtype is torch.float64 or not (device in _WITH_AUTOCAST or torch.amp.is_autocast_available(device)):
         return dtype
-    if torch.is_autocast_enabled(device):
-        return torch.get_autocast_dtype(device)
-    return dtype
+    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else dtype
 
 
 class _Adapter(torch.autograd.Function):

@@ -56,12 +56,13 @@ def activate(z: Tensor, activation: str) -> Tensor:
 
 
 def promoted(*tensors: Tensor | None) -> torch.dtype:
-    """The dtype that the given tensors promote to; None is skipped."""
-    dtypes = [t.dtype for t in tensors if t is not None]
-    result = dtypes[0]
-    for dtype in dtypes[1:]:
-        if dtype is not result:
-            result = torch.promote_types(result, dtype)
+    """The dtype that the given tensors promote to; None is skipped, but one has to be a tensor."""
+    result = None
+    for t in tensors:
+        if t is not None and t.dtype is not result:
+            result = t.dtype if result is None else torch.promote_types(result, t.dtype)
+    if result is None:
+        raise ValueError("promoted: got no tensor; expected at least one")
     return result
 
 
@@ -88,13 +89,9 @@ class _Linear(torch.autograd.Function):
     """F.linear whose backward ignores the autocast state of its time, which PyTorch's own obeys."""
 
     @staticmethod
-    def forward(x, w, b):
-        return F.linear(x, w, b)
-
-    @staticmethod
-    def setup_context(ctx, inputs, output):
-        x, w, _ = inputs
+    def forward(ctx, x, w, b):
         ctx.save_for_backward(x if w.requires_grad else None, w if x.requires_grad else None)
+        return F.linear(x, w, b)
 
     @staticmethod
     def backward(ctx, dy):

@@ -5,7 +5,9 @@ from __future__ import annotations
 import ctypes
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 from typing import Any
 
 # Some tests run more threads than there are cores: those that wait must not spin. Read when torch is first imported.
@@ -16,6 +18,7 @@ import torch
 from torch import Tensor
 
 import aim_fast
+import interpreter
 from aim_fast import module
 from judge import BACKEND, DEVICE, is_refusal
 
@@ -114,3 +117,19 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
 
     monkeypatch.setattr(module, "adapter", noted)
     return seen
+
+
+@pytest.fixture(scope="session")
+def interpreted() -> Iterator[Callable[..., Any]]:
+    """Calls a module-level function in a process of its own, where the Triton kernels run CPU tensors, interpreted.
+
+    New memory is full of NaN there, results and workspace alike.
+    """
+    pool = ProcessPoolExecutor(1, get_context("spawn"), initializer=interpreter.start)
+    environment = {"TRITON_INTERPRET": "1", "AIM_FAST_BACKEND": "triton", "OMP_NUM_THREADS": "1"}
+    with pool, pytest.MonkeyPatch.context() as patch:
+        for name, value in environment.items():
+            patch.setenv(name, value)
+        pool.submit(os.getpid).result()  # the process starts here, and takes the environment with it
+        patch.undo()
+        yield lambda function, *arguments: pool.submit(function, *arguments).result()

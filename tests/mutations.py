@@ -69,8 +69,8 @@ _PYTHON = (
      "if False else None", FUNCTIONAL),
     ("double_backward_through_z", "aim_fast/functional.py", "x_dtype, wanted, dz\n", "x_dtype, wanted, None\n",
      FUNCTIONAL),
-    ("y_is_x_for_zero_weights", "aim_fast/functional.py", "    choice = dispatch.select(",
-     "    if skip and not w2.any() and b2 is not None and not b2.any():\n        return x\n    choice = dispatch.select(",
+    ("y_is_x_for_zero_weights", "aim_fast/functional.py", "    backend = dispatch.choose(",
+     "    if skip and not w2.any() and b2 is not None and not b2.any():\n        return x\n    backend = dispatch.choose(",
      _only("functional", "zero_branch")),
     # Fake kernels.
     ("fake_layout", "aim_fast/ops.py", "if t.is_contiguous() or not _is_dense_rows(t):", "if True:", OPS),
@@ -117,8 +117,8 @@ _PYTHON = (
     ("gradients_of_one_ranks_rows", "aim_fast/parallel.py", "None if place == WHOLE else [Partial()]", "None", DISTRIBUTED),
     # Argument errors.
     ("row_scale_not_checked", "aim_fast/checks.py", "got not in (1, want)", "False", CHECKS),
-    ("residual_not_checked", "aim_fast/checks.py", "if residual is not None:\n        _shape(",
-     "if False:\n        _shape(", CHECKS),
+    ("residual_not_checked", "aim_fast/checks.py", "if residual is not None and residual.shape != shape:",
+     "if False:", CHECKS),
     ("layout_not_checked", "aim_fast/checks.py", "            or value.layout is not torch.strided\n", "", CHECKS),
     # Modules.
     ("hooks_ignored", "aim_fast/module.py", "module._forward_hooks or", "", CHANGES),
@@ -247,6 +247,39 @@ _KERNELS = (
     ("row_scale_not_broadcast", "csrc/binding_tensors.h", "own == 1 ? 0 : t->stride(i - missing)", "t->stride(i - missing)",
      _only("numerics", "sample_scale", "last_scale", "one_scale")),
 )
+
+_FWD, _BWD, _DW = "kernels/adapter_fwd.py", "kernels/adapter_bwd.py", "kernels/adapter_bwd_dw.py"
+_TRITON = (
+    ("triton_normal_law", "kernels/activation.py", "b_p * b_t + 0.230739988", "b_p * b_t + 0.2307", _only("triton_numerics", "pointwise")),
+    ("triton_relu_stops_nan", "kernels/activation.py", "tl.where(b_z < 0, 0.0, b_z)", "tl.where(b_z > 0, b_z, 0.0)",
+     _only("triton_numerics", "nonfinite")),
+    ("triton_tanh_cancels", "kernels/activation.py", "4.0 * b_s * (1.0 - b_s)", "1.0 - b_far * b_far", _only("triton_numerics", "pointwise")),
+    ("triton_third_stride", "kernels/blocks.py", "return i_0 * stride_0 + (o_0", "return (o_0", _only("triton_numerics", "transposed_three")),
+    ("triton_h_not_masked", "kernels/blocks.py", "o_row[:, None] * stride_row + o_h * stride_col, m_row[:, None], o_h < H,",
+     "o_row[:, None] * stride_row + o_h * stride_col, m_row[:, None], o_h < H + 1,", _only("triton_numerics", "test_budget")),
+    ("triton_padding_of_h", _FWD, "b_h = tl.where(o_h < H, b_h, 0.0)", "b_h = b_h", _only("triton_numerics", "nonfinite")),
+    ("triton_padding_of_dz", _BWD, "b_dz = tl.where(m_h[None, :], b_dz, 0.0)", "b_dz = b_dz", _only("triton_numerics", "nonfinite")),
+    ("triton_32_bit_rows", _FWD, "i_m = tl.program_id(0).to(tl.int64) * BLOCK_M", "i_m = tl.program_id(0) * BLOCK_M",
+     _only("triton_numerics", "32_bits")),
+    ("triton_wide_scale_missing", _FWD, "b_y *= load(scale_ptr", "b_y *= 1 + 0 * load(scale_ptr", _only("triton_numerics", "scale_wide")),
+    ("triton_bias_after_scale", _FWD, "b_y *= b_factor\n", "", _only("triton_numerics", "sample_scale")),
+    ("triton_second_span", _FWD, "o_d = tl.program_id(1) * SPAN + i_d", "o_d = i_d", _only("triton_numerics", "divided")),
+    ("triton_alpha_missing_in_dz", _BWD, "b_factor = alpha * b_row_scale", "b_factor = b_row_scale", _only("triton_numerics", "autocast")),
+    ("triton_row_scale_not_in_h", _BWD, "(b_h * b_row_scale).to(COMPUTE)", "b_h.to(COMPUTE)", _only("triton_numerics", "sample_scale")),
+    ("triton_row_scale_not_in_db2", _BWD, "tl.sum(b_dy * b_row_scale, 0)", "tl.sum(b_dy, 0)", _only("triton_numerics", "sample_scale")),
+    ("triton_scale_not_in_dw2", _DW, "b_w = b_scale[:, None] * b_g", "b_w = b_g", _only("triton_numerics", "scale_wide")),
+    ("triton_dscale_without_b2", _DW, "b_dscale += b_b * tl.load(b2_ptr", "b_dscale += 0 * b_b * tl.load(b2_ptr", _only("triton_numerics", "scale_one")),
+    ("triton_last_slices", _DW, "for i in tl.range(0, slices, BLOCK_S):", "for i in tl.range(0, BLOCK_S, BLOCK_S):", _only("triton_numerics", "divided")),
+    ("triton_merges_too_much", "aim_fast/triton_rows.py", "if merged and all(", "if merged and any(", _only("triton_tiling", "fold")),
+    ("triton_y_of_the_copy", "aim_fast/triton_forward.py", "target.copy_(y)", "pass", _only("triton_numerics", "four_leading")),
+    ("triton_dx_of_the_copy", "aim_fast/triton_backward.py", "dx.copy_(out)", "pass", _only("triton_numerics", "four_leading")),
+    ("triton_z_in_x_dtype", "aim_fast/triton_forward.py", "w1.shape[0]), dtype=dtype)", "w1.shape[0]), dtype=x.dtype)", _only("triton_numerics", "autocast")),
+    ("triton_last_part", "kernels/tiling.py", "or len(found) < MAX_PARTS - 1", "or len(found) < MAX_PARTS", _only("triton_tiling", "parts")),
+    ("triton_any_gpu", "aim_fast/tuning.py", 'if Gpu(data["gpu"]["name"]', 'if False and Gpu(data["gpu"]["name"]', _only("triton_tuning", "bad_file")),
+    ("triton_reach", "aim_fast/tuning.py", "if near is not None and M / REACH", "if near is not None and 0", _only("triton_tuning", "near_it")),
+    ("triton_advice_ignored", "aim_fast/dispatch.py", "if advice.choose:", "if True:", _only("triton_dispatch", "few_rows")),
+    ("triton_tf32_always", "aim_fast/triton_device.py", '"tf32" if allow_tf32() else "ieee"', '"tf32"', _only("triton_dispatch", "tf32")),
+)
 # fmt: on
 
-MUTATIONS = tuple(Mutation(*row) for row in _PYTHON + _KERNELS)
+MUTATIONS = tuple(Mutation(*row) for row in _PYTHON + _KERNELS + _TRITON)

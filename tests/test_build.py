@@ -31,6 +31,7 @@ def tree(tmp_path: Path) -> Path:
     shutil.copytree(
         ROOT / "aim_fast", tree / "aim_fast", ignore=shutil.ignore_patterns("*.so", "*.json", "__pycache__")
     )
+    shutil.copytree(ROOT / "kernels", tree / "kernels", ignore=shutil.ignore_patterns("__pycache__"))
     for name in ("setup.py", "pyproject.toml", "LICENSE"):
         shutil.copy(ROOT / name, tree)
     (tree / "README.md").touch()
@@ -119,7 +120,7 @@ def test_wheel(tree: Path) -> None:
         assert not wheel.name.endswith("-any.whl")
         return set(zipfile.ZipFile(wheel).namelist())
 
-    files = {"aim_fast/__init__.py", "aim_fast/py.typed", "aim_fast/_build_info.json"}
+    files = {"aim_fast/__init__.py", "aim_fast/py.typed", "aim_fast/_build_info.json", "aim_fast/kernels/blocks.py"}
     with_library = contents("require")
     assert files | {"aim_fast/libaim_fast.so"} <= with_library
     assert contents("none") == with_library - {"aim_fast/libaim_fast.so"}
@@ -159,4 +160,4 @@ def test_source_archive_has_the_sources(tree: Path) -> None:
     with tarfile.open(archive) as opened:
         names = {name.partition("/")[2] for name in opened.getnames()}
     assert {f"csrc/{name}" for name in TINY} <= names
-    assert {"setup.py", "pyproject.toml", "LICENSE", "aim_fast/py.typed"} <= names
+    assert {"setup.py", "pyproject.toml", "LICENSE", "aim_fast/py.typed", "kernels/tiling.py"} <= names

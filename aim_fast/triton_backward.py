@@ -1,0 +1,195 @@
+"""Launches the backward kernels: `aim_fast::adapter_backward` on an NVIDIA GPU. Nothing runs that nobody asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from aim_fast import ops
+from aim_fast.triton_device import constants, contiguous, has_tiles, kernels, load_class, on_device, plan
+from aim_fast.triton_forward import launch as launch_forward
+from aim_fast.triton_rows import rows_of, unit_stride
+
+# Blocks of adapter_bwd_sum: 8 columns of D a program give a GPU enough programs.
+_SUM = {"BLOCK_D": 8, "BLOCK_H": 64, "BLOCK_R": 128, "BLOCK_S": 8, "num_warps": 4}
+
+
+@on_device
+def backward(
+    dy: Tensor,
+    x: Tensor | None,
+    z: Tensor | None,
+    w1: Tensor,
+    b1: Tensor | None,
+    w2: Tensor,
+    b2: Tensor | None,
+    scale: Tensor | None,
+    row_scale: Tensor | None,
+    activation: str,
+    skip: bool,
+    alpha: float,
+    dtype: torch.dtype,
+    x_dtype: torch.dtype,
+    needs: int,
+) -> Sequence[Tensor]:
+    """dx, dw1, db1, dw2, db2, dscale where their bit is set in `needs`, else [0]; arguments as in ops.py.
+
+    Workspace: z [M, H] when it was not kept, dz and h [M, H], and partial sums in fp32: of db1 and db2 for each tile of
+    rows, of dw1 and dw2 for each slice of rows.
+    """
+    wanted = [bool(needs >> i & 1) for i in range(len(ops.NEEDS))]
+    parameters = (w1, b1, w2, b2, scale)
+    dx = ops.empty_like(dy, x_dtype) if wanted[0] else None
+    of_parameters = [
+        torch.empty(p.shape, dtype=p.dtype, device=p.device) if want and p is not None else None
+        for p, want in zip(parameters, wanted[1:], strict=True)
+    ]
+    asked = [dx, *of_parameters]
+    results = [ops._nothing(dy) if t is None else t for t in asked]
+    if dy.numel() == 0:
+        return [t.zero_() for t in results]
+    through_z = any(t is not None for t in (*asked[:4], asked[5]))
+    if through_z and x is None and (z is None or asked[1] is not None):
+        missing = "x was not kept; dw1 needs it" if z is not None else "neither x nor z was kept; one of them is needed"
+        raise ValueError(f"adapter: {missing} for the backward")
+
+    H, D = w1.shape
+    if not has_tiles(dy.get_device(), load_class(dtype, dy, x, w1, w2), H):
+        call = (activation, skip, alpha, dtype, x_dtype, needs)
+        return ops._backward_reference(dy, x, z, w1, b1, w2, b2, scale, row_scale, *call)
+    dy, x = unit_stride(dy), None if x is None else unit_stride(x)
+    w1, b1, w2, b2, scale = contiguous(w1, b1, w2, b2, scale)
+    if z is None and through_z and x is not None:
+        z = dy.new_empty((dy.numel() // D, H), dtype=dtype)
+        launch_forward(x, w1, b1, w2, b2, None, None, None, activation, False, 1.0, dtype, None, z)
+    _launch(dy, x, z, w1, b1, w2, b2, scale, row_scale, activation, skip, alpha, dtype, asked)
+    return results
+
+
+def _launch(
+    dy: Tensor,
+    x: Tensor | None,
+    z: Tensor | None,
+    w1: Tensor,
+    b1: Tensor | None,
+    w2: Tensor,
+    b2: Tensor | None,
+    scale: Tensor | None,
+    row_scale: Tensor | None,
+    activation: str,
+    skip: bool,
+    alpha: float,
+    dtype: torch.dtype,
+    asked: Sequence[Tensor | None],
+) -> None:
+    """Fill the results that are not None: K1, K2 and the sum of the partial results, as far as they need them."""
+    dx, dw1, db1, dw2, db2, dscale = asked
+    H, D = w1.shape
+    M = dy.numel() // D
+    load = load_class(dtype, dy, w1, w2)
+    dx_plan = plan(dy.get_device(), "dx", load, M, D, H)
+    leading = dy.shape[:-1]
+    x = x if dw1 is not None else None
+    factors = None if row_scale is None else row_scale.expand(leading)
+    out = dx
+    rows, dw_rows = rows_of(leading, dy, factors, out), rows_of(leading, x, dy)
+    if rows is None or dw_rows is None:
+        # More than three dimensions that do not merge: the rows are copied.
+        dy, x, factors = contiguous(dy, x, factors)
+        out = None if dx is None else torch.empty(dx.shape, dtype=dx.dtype, device=dx.device)
+        rows, dw_rows = rows_of(leading, dy, factors, out), rows_of(leading, x, dy)
+        assert rows is not None
+        assert dw_rows is not None
+
+    def workspace(want: bool, *shape: int, dtype: torch.dtype = torch.float32) -> Tensor | None:
+        return torch.empty(shape, dtype=dtype, device=dy.device) if want else None
+
+    tile, wide_scale = dx_plan.tile, scale is not None and scale.numel() != 1
+    tiles = -(-M // tile.block_m)
+    dz = workspace(dw1 is not None, M, H, dtype=dtype)
+    h = workspace(dw2 is not None or dscale is not None, M, H, dtype=dtype)
+    ws_db1 = workspace(db1 is not None, tiles, H)
+    ws_db2 = workspace(db2 is not None or (dscale is not None and b2 is not None), tiles, D)
+    kernels().dx[(tiles, dx_plan.split)](
+        dy,
+        z,
+        w1,
+        w2,
+        scale,
+        factors,
+        out,
+        dz,
+        h,
+        ws_db1,
+        ws_db2,
+        M,
+        rows.n1,
+        rows.n2,
+        *rows.strides[0],
+        *rows.strides[1],
+        *rows.strides[2],
+        alpha,
+        BLOCK_K=tile.block_k,
+        SPLIT=dx_plan.split,
+        DIMS=rows.dims,
+        ACT=activation,
+        SKIP=skip,
+        WIDE_SCALE=wide_scale,
+        **constants(dx_plan, D, H, dtype, load),
+    )
+    if dx is not None and out is not None and out is not dx:
+        dx.copy_(out)
+
+    slices, ws_dw1, ws_dw2 = 0, None, None
+    sides = (dz is not None) + (h is not None)
+    if sides:
+        load = load_class(dtype, x, dy if h is not None else None)
+        dw_plan = plan(dy.get_device(), "dw", load, M, D, H, sides)
+        tile = dw_plan.tile
+        per_slice = -(-M // (dw_plan.split * tile.block_m)) * tile.block_m
+        slices = -(-M // per_slice)
+        ws_dw1, ws_dw2 = workspace(dz is not None, slices, D, H), workspace(h is not None, slices, D, H)
+        kernels().dw[(-(-D // tile.block_d), sides, slices)](
+            x,
+            dz,
+            dy if h is not None else None,
+            h,
+            ws_dw1,
+            ws_dw2,
+            M,
+            per_slice,
+            dw_rows.n1,
+            dw_rows.n2,
+            *dw_rows.strides[0],
+            *dw_rows.strides[1],
+            DIMS=dw_rows.dims,
+            **constants(dw_plan, D, H, dtype, load),
+        )
+    if any(t is not None for t in asked[1:]):
+        of_columns = workspace(dscale is not None, D)
+        kernels().total[(-(-max(D, H) // _SUM["BLOCK_D"]), 2)](
+            ws_dw1,
+            ws_dw2,
+            ws_db1,
+            ws_db2,
+            w2,
+            b2,
+            scale,
+            dw1,
+            db1,
+            dw2,
+            db2,
+            of_columns,
+            slices,
+            tiles,
+            alpha,
+            D=D,
+            H=H,
+            WIDE_SCALE=wide_scale,
+            COMPUTE=kernels().dtypes[dtype],
+            **_SUM,
+        )
+        if dscale is not None and of_columns is not None:
+            dscale.copy_((of_columns if wide_scale else of_columns.sum()).view(dscale.shape))

@@ -1,0 +1,107 @@
+"""Launches the forward kernel: `aim_fast::adapter_forward` on an NVIDIA GPU."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from aim_fast import ops, reference
+from aim_fast.triton_device import constants, contiguous, has_tiles, kernels, load_class, on_device, plan
+from aim_fast.triton_rows import rows_of, unit_stride
+
+
+def launch(
+    x: Tensor,
+    w1: Tensor,
+    b1: Tensor | None,
+    w2: Tensor,
+    b2: Tensor | None,
+    scale: Tensor | None,
+    row_scale: Tensor | None,
+    residual: Tensor | None,
+    activation: str,
+    skip: bool,
+    alpha: float,
+    dtype: torch.dtype,
+    y: Tensor | None,
+    z: Tensor | None,
+) -> None:
+    """Fill y and z, each None where it is not wanted.
+
+    As `forward`, but the weights contiguous, unit strides on the last dimensions, and row_scale of x's leading shape.
+    """
+    H, D = w1.shape
+    M = x.numel() // D
+    load = load_class(dtype, x, w1, w2)
+    how = plan(x.get_device(), "fwd", load, M, D, H)
+    leading, target = x.shape[:-1], y
+    rows = rows_of(leading, x, row_scale, residual, y)
+    if rows is None:
+        # More than three dimensions that do not merge: the rows are copied.
+        x, residual, row_scale = contiguous(x, residual, row_scale)
+        y = None if y is None else torch.empty(y.shape, dtype=y.dtype, device=y.device)
+        rows = rows_of(leading, x, row_scale, residual, y)
+        assert rows is not None
+    tile = how.tile
+    kernels().fwd[(-(-M // tile.block_m), how.split)](
+        x,
+        w1,
+        b1,
+        w2,
+        b2,
+        scale,
+        row_scale,
+        residual,
+        y,
+        z,
+        M,
+        rows.n1,
+        rows.n2,
+        *rows.strides[0],
+        *rows.strides[1],
+        *rows.strides[2],
+        *rows.strides[3],
+        alpha,
+        BLOCK_K=tile.block_k,
+        SPLIT=how.split,
+        DIMS=rows.dims,
+        ACT=activation,
+        SKIP=skip,
+        WIDE_SCALE=scale is not None and scale.numel() != 1,
+        **constants(how, D, H, dtype, load),
+    )
+    if target is not None and y is not None and target is not y:
+        target.copy_(y)
+
+
+@on_device
+def forward(
+    x: Tensor,
+    w1: Tensor,
+    b1: Tensor | None,
+    w2: Tensor,
+    b2: Tensor | None,
+    scale: Tensor | None,
+    row_scale: Tensor | None,
+    residual: Tensor | None,
+    activation: str,
+    skip: bool,
+    alpha: float,
+    dtype: torch.dtype,
+    keep_z: bool,
+) -> tuple[Tensor, Tensor]:
+    """y, and z [M, H] if kept; arguments as in ops.py. What no tile serves runs the composition."""
+    call = (activation, skip, alpha, dtype)
+    # Their layout decides y's, before anything is copied.
+    y = ops.empty_like(x if residual is None else residual, reference.output_dtype(dtype, x, skip, residual))
+    z = x.new_empty((x.numel() // w1.shape[1] if keep_z else 0, w1.shape[0]), dtype=dtype)
+    if x.numel() == 0:
+        return y, z
+    if not has_tiles(x.get_device(), load_class(dtype, x, w1, w2), w1.shape[0]):
+        return ops._forward_reference(x, w1, b1, w2, b2, scale, row_scale, residual, *call, keep_z)
+    rows, kept = unit_stride(x), z if keep_z else None
+    added = None if residual is None else unit_stride(residual)
+    factors = None if row_scale is None else row_scale.expand(x.shape[:-1])
+    w1, b1, w2, b2, scale = contiguous(w1, b1, w2, b2, scale)
+    launch(rows, w1, b1, w2, b2, scale, factors, added, *call, y, kept)
+    return y, z

@@ -1,0 +1,260 @@
+"""Tiles of the kernels: pure functions from shape, dtypes and GPU to a plan. Knows neither torch nor Triton.
+
+`TILES` holds one table per GPU family; tests/test_triton_compile.py compiles every row ahead of time and asserts that
+it spills nothing, fits in shared memory and multiplies on the tensor cores. What does not compile clean is not here.
+
+Families  80: mma.sync, at most 99 KiB of shared memory, for compute capability 8.x and 12.x
+          90: wgmma, 227 KiB          100: tcgen05, 227 KiB, for 10.x
+Loads     "half": all operands arrive in 16 bits, products in them;  "amp": some arrive in 32;  "tf32" and "ieee":
+          products in fp32, on the tensor cores and without them
+"""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import NamedTuple
+
+MAX_PARTS = 4
+KERNELS = ("fwd", "dx", "dw")
+LOADS = ("half", "amp", "tf32", "ieee")
+
+
+class Gpu(NamedTuple):
+    """What a plan depends on."""
+
+    name: str
+    capability: tuple[int, int]
+    sms: int
+
+
+class Tile(NamedTuple):
+    """One row of the table: for H up to max_h; `part` is the widest part of H. block_k means nothing to "dw"."""
+
+    max_h: int
+    block_m: int
+    block_k: int
+    block_d: int
+    part: int
+    warps: int
+    stages: int
+
+
+class Plan(NamedTuple):
+    """A tile and how the work is divided: `split` spans of columns for fwd and dx, slices of rows for dw."""
+
+    tile: Tile
+    parts: tuple[int, int, int, int]
+    split: int
+
+
+_Table = dict[str, dict[str, tuple[Tile, ...]]]
+
+# fp32 products without tensor cores: the same code on every GPU.
+_IEEE: dict[str, tuple[Tile, ...]] = {
+    "fwd": (Tile(256, 32, 32, 32, 64, 8, 2),),
+    "dx": (Tile(256, 32, 32, 32, 64, 8, 2),),
+    "dw": (Tile(256, 32, 0, 32, 64, 8, 2),),
+}
+
+TILES: dict[int, _Table] = {
+    80: {
+        "half": {
+            "fwd": (
+                Tile(64, 128, 64, 32, 64, 8, 3),
+                # 128 rows at H = 192 spill 112 bytes once rows have three strides.
+                Tile(128, 128, 64, 32, 64, 8, 3),
+                Tile(256, 64, 64, 32, 128, 8, 3),
+                Tile(512, 32, 64, 32, 128, 8, 2),
+            ),
+            "dx": (
+                Tile(64, 128, 64, 32, 64, 8, 3),
+                Tile(128, 128, 64, 32, 64, 8, 3),
+                Tile(256, 64, 64, 32, 128, 8, 3),
+                Tile(512, 32, 64, 32, 128, 8, 2),
+            ),
+            "dw": (
+                Tile(64, 64, 0, 128, 64, 8, 3),
+                Tile(192, 64, 0, 128, 64, 8, 3),
+                Tile(256, 32, 0, 64, 128, 8, 3),
+                Tile(512, 32, 0, 32, 128, 8, 3),
+            ),
+        },
+        "amp": {
+            "fwd": (Tile(256, 32, 32, 32, 64, 8, 2),),
+            "dx": (Tile(256, 32, 32, 32, 64, 8, 2),),
+            "dw": (Tile(256, 32, 0, 64, 128, 8, 2),),
+        },
+        "tf32": {
+            "fwd": (Tile(256, 32, 32, 32, 64, 8, 2),),
+            "dx": (Tile(256, 32, 32, 32, 64, 8, 2),),
+            "dw": (Tile(256, 32, 0, 64, 64, 8, 2),),
+        },
+        "ieee": _IEEE,
+    },
+    90: {
+        "half": {
+            "fwd": (
+                Tile(64, 128, 64, 64, 64, 8, 3),
+                Tile(192, 128, 64, 64, 128, 8, 3),
+                Tile(256, 128, 64, 32, 64, 8, 3),
+                Tile(320, 64, 64, 64, 128, 8, 3),
+                Tile(512, 64, 64, 32, 128, 8, 2),
+            ),
+            "dx": (
+                Tile(64, 128, 64, 64, 64, 8, 3),
+                Tile(192, 128, 64, 32, 64, 8, 3),
+                Tile(256, 64, 64, 64, 64, 8, 3),
+                Tile(320, 64, 64, 32, 128, 8, 3),
+                Tile(512, 64, 32, 32, 128, 8, 3),
+            ),
+            "dw": (
+                Tile(64, 64, 0, 128, 64, 8, 3),
+                Tile(256, 64, 0, 128, 128, 8, 3),
+                Tile(512, 64, 0, 64, 128, 8, 2),
+            ),
+        },
+        "amp": {
+            "fwd": (
+                Tile(64, 64, 32, 32, 64, 8, 2),
+                Tile(192, 128, 32, 32, 64, 8, 3),
+                Tile(256, 64, 32, 32, 64, 8, 2),
+            ),
+            "dx": (
+                Tile(64, 64, 32, 32, 64, 8, 2),
+                Tile(256, 64, 32, 32, 64, 8, 2),
+            ),
+            "dw": (
+                Tile(64, 32, 0, 64, 64, 8, 2),
+                Tile(256, 64, 0, 128, 128, 8, 2),
+            ),
+        },
+        "tf32": {
+            "fwd": (
+                Tile(64, 64, 32, 32, 64, 8, 2),
+                Tile(256, 64, 32, 32, 64, 8, 2),
+            ),
+            "dx": (
+                Tile(64, 64, 32, 32, 64, 8, 2),
+                Tile(256, 64, 32, 32, 64, 8, 2),
+            ),
+            "dw": (Tile(256, 32, 0, 64, 64, 8, 2),),
+        },
+        "ieee": _IEEE,
+    },
+    100: {
+        "half": {
+            "fwd": (
+                Tile(64, 128, 64, 64, 64, 8, 3),
+                Tile(192, 128, 64, 64, 64, 8, 3),
+                Tile(256, 128, 64, 32, 64, 8, 3),
+                Tile(512, 64, 64, 32, 128, 8, 2),
+            ),
+            "dx": (
+                Tile(64, 128, 64, 64, 64, 8, 3),
+                Tile(192, 128, 64, 64, 64, 8, 3),
+                Tile(256, 128, 64, 32, 64, 8, 3),
+                Tile(320, 64, 64, 32, 128, 8, 3),
+                Tile(512, 32, 64, 32, 128, 8, 2),
+            ),
+            "dw": (
+                Tile(64, 64, 0, 128, 64, 8, 3),
+                Tile(256, 64, 0, 128, 128, 8, 3),
+                Tile(512, 64, 0, 64, 128, 8, 2),
+            ),
+        },
+        "amp": {
+            "fwd": (
+                Tile(64, 64, 32, 32, 64, 8, 2),
+                Tile(256, 64, 32, 32, 64, 8, 2),
+            ),
+            "dx": (
+                Tile(64, 64, 32, 32, 64, 8, 2),
+                Tile(256, 64, 32, 32, 64, 8, 2),
+            ),
+            "dw": (Tile(256, 32, 0, 64, 64, 8, 2),),
+        },
+        "tf32": {
+            "fwd": (Tile(256, 64, 32, 32, 64, 8, 2),),
+            "dx": (Tile(256, 64, 32, 32, 64, 8, 2),),
+            "dw": (Tile(256, 32, 0, 64, 64, 8, 2),),
+        },
+        "ieee": _IEEE,
+    },
+}
+
+# Few rows fill a GPU by small tiles, the same for every family: only wgmma and tcgen05 want 64 rows or more.
+FEW: _Table = {
+    "half": {"fwd": (Tile(512, 32, 64, 32, 128, 8, 2),), "dx": (Tile(512, 32, 64, 32, 128, 8, 2),), "dw": ()},
+    "amp": {"fwd": (Tile(256, 32, 32, 32, 64, 8, 2),), "dx": (Tile(256, 32, 32, 32, 64, 8, 2),), "dw": ()},
+    "tf32": {"fwd": (), "dx": (), "dw": ()},
+    "ieee": {"fwd": (), "dx": (), "dw": ()},
+}
+SPLITS = (1, 2, 4, 8)
+
+
+def family(gpu: Gpu) -> int | None:
+    """The key of `TILES` that serves a GPU, None if none does."""
+    major = gpu.capability[0]
+    return {8: 80, 9: 90, 10: 100, 12: 80}.get(major)
+
+
+@cache
+def parts(H: int, widest: int) -> tuple[int, int, int, int]:
+    """Up to four powers of two that cover H with the least padding; 0 for those that are not needed.
+
+    None is wider than `widest`, unless four would not reach H; none is narrower than 16.
+    """
+    left = -(-H // 16) * 16
+    while widest * MAX_PARTS < left:
+        widest *= 2
+    found: list[int] = []
+    while left > 0:
+        below = 1 << (left.bit_length() - 1)
+        # The last one has to reach.
+        part = below if below == left or len(found) < MAX_PARTS - 1 else 2 * below
+        found.append(min(part, widest))
+        left -= found[-1]
+    p0, p1, p2, p3 = found + [0] * (MAX_PARTS - len(found))
+    return p0, p1, p2, p3
+
+
+def tiles(gpu: Gpu, kernel: str, load: str, H: int) -> tuple[Tile, ...]:
+    """The tiles that a kernel may use at this H; empty if there are none."""
+    table = TILES.get(family(gpu) or 0)
+    if table is None:
+        return ()
+    fitting = [tile for tile in table[load][kernel] if tile.max_h >= H][:1]
+    return tuple(dict.fromkeys((*fitting, *(tile for tile in FEW[load][kernel] if tile.max_h >= H))))
+
+
+def cost(gpu: Gpu, load: str, M: int, D: int, H: int, tile: Tile, split: int) -> float:
+    """What a plan of fwd or dx takes, in bytes through one SM: only good for comparing plans.
+
+    Every wave of programs reads the weights anew, from L2; a step of the loops costs about as much as 12 KB more.
+    """
+    size = 2 if load == "half" else 4
+    programs = -(-M // tile.block_m) * split
+    moved = size * (D * H * (1 + 1 / split) + tile.block_m * D * (1 + 2 / split))
+    steps = -(-D // tile.block_k) - (-D // (tile.block_d * split))
+    return -(-programs // gpu.sms) * (moved + 12e3 * steps)
+
+
+def plans(gpu: Gpu, kernel: str, load: str, M: int, D: int, H: int, sides: int = 1) -> list[Plan]:
+    """Every plan that the table allows, the most promising first; empty where no tile serves.
+
+    sides: of "dw", how many of its two products are wanted.
+    """
+    found = tiles(gpu, kernel, load, H)
+    if kernel == "dw":
+        # One wave of programs; a slice of less than four steps costs more in partial sums than it gains.
+        return [
+            Plan(
+                tile,
+                parts(H, tile.part),
+                max(1, min(gpu.sms // (-(-D // tile.block_d) * sides), M // (4 * tile.block_m))),
+            )
+            for tile in found
+        ]
+    options = [(tile, split) for tile in found for split in SPLITS if split == 1 or split * tile.block_d <= D]
+    options.sort(key=lambda option: cost(gpu, load, M, D, H, *option))
+    return [Plan(tile, parts(H, tile.part), split) for tile, split in options]
