@@ -167,6 +167,10 @@ def refusals() -> Results:
     placed = {place: distribute_tensor(t["x"], mesh, [Shard(place)]) for place in (0, 2)}
     attempts: dict[str, Callable[[], object]] = {
         "plain_weights": lambda: aim_fast.adapter(placed[0], *(t[name] for name in cut)),
+        "only_residual": lambda: aim_fast.adapter(t["x"], *(t[name] for name in cut), residual=placed[0]),
+        "only_scale": lambda: aim_fast.adapter(
+            t["x"], *(t[name] for name in cut), scale=distribute_tensor(t["scale"], mesh, [Replicate()])
+        ),
         "plain_bias": lambda: aim_fast.adapter(t["x"], **cut | {"b1": t["b1"]}),
         "bias_whole": lambda: aim_fast.adapter(t["x"], **cut | {"b1": full["b1"]}),
         "cut_otherwise": lambda: aim_fast.adapter(
