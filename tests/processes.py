@@ -219,13 +219,16 @@ SCENARIOS: dict[str, Callable[[], Results]] = {
 
 
 def _everywhere(results: Results) -> Results:
-    """The results, which have to be the same on every process, to the bit."""
+    """The results, which have to be the same on every process, to the bit; all are sent before any is refused."""
+    differing = []
     for name, value in results.items():
         mine = value if isinstance(value, Tensor) else torch.tensor(list(str(value).encode()), dtype=torch.uint8)
         first = mine.clone()
         dist.broadcast(first, 0)
         if not torch.equal(first, mine):
-            raise AssertionError(f"{name} of process {dist.get_rank()} differs from the first one's")
+            differing.append(name)
+    if differing:
+        raise AssertionError(f"process {dist.get_rank()} has not what the first one has: {', '.join(differing)}")
     return results
 
 
