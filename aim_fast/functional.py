@@ -11,8 +11,10 @@ from torch import Tensor, nn
 from aim_fast import dispatch, ops, reference
 from aim_fast.checks import check_arguments
 
-# What is no subclass with a meaning of its own, such as DTensor, whose module is not imported before somebody uses it.
-_LOCAL = (Tensor, nn.Parameter)
+# Anything of another class may be a DTensor, whose module takes a second to import: only who made one has done so.
+_LOCAL = (Tensor, nn.Parameter, type(None), float, int)
+# torch 2.6 cannot be asked; a program exported there holds what was traced.
+_is_exporting = getattr(torch.compiler, "is_exporting", lambda: False)
 _WITH_AUTOCAST = ("cpu", "cuda")  # known without asking
 MAX_DIMS = 9  # of x, the last one included: as many as csrc/common/params.h holds
 
@@ -59,16 +61,22 @@ def adapter(
     Source: Adapter of AIM (Yang et al., ICLR 2023).
     """
     check_arguments(x, w1, b1, w2, b2, activation, scale, row_scale, residual)
-    if (type(w1) not in _LOCAL or type(x) not in _LOCAL) and "torch.distributed.tensor" in sys.modules:
+    if (
+        type(w1) not in _LOCAL
+        or type(x) not in _LOCAL
+        or type(w2) not in _LOCAL
+        or type(residual) not in _LOCAL
+        or type(scale) not in _LOCAL
+    ) and "torch.distributed.tensor" in sys.modules:
         from aim_fast import parallel  # stands above this file: each rank's part is a call of adapter()
 
-        if parallel.on_mesh(x, w1, b1, w2, b2):
+        if parallel.on_mesh(x, w1, w2, residual, scale):
             return parallel.adapter(x, w1, b1, w2, b2, activation, skip, scale, row_scale, residual, recompute)
     dtype = compute_dtype(x, w1, b1, w2, b2)
     alpha, scale_tensor = (1.0, scale) if isinstance(scale, Tensor) else (float(scale), None)
     call = (x, w1, b1, w2, b2, scale_tensor, row_scale, residual, activation, skip, alpha, dtype, recompute)
     # An exported program keeps the call whole: it is differentiable, and the backend is chosen where the program runs.
-    return ops.adapter_exported(*call) if torch.compiler.is_exporting() else _run(*call)
+    return ops.adapter_exported(*call) if _is_exporting() else _run(*call)
 
 
 def _run(x, w1, b1, w2, b2, scale_tensor, row_scale, residual, activation, skip, alpha, dtype, recompute):

@@ -69,7 +69,7 @@ def shard_adapters(model: nn.Module, mesh: DeviceMesh) -> nn.Module:
     return model
 
 
-def on_mesh(*tensors: Tensor | None) -> bool:
+def on_mesh(*tensors: Tensor | float | None) -> bool:
     """Whether one of the tensors is a DTensor."""
     return any(isinstance(t, DTensor) for t in tensors)
 
@@ -93,7 +93,7 @@ def adapter(
 
     Raises ValueError for tensors that lie otherwise than a rule of this file says.
     """
-    mesh = next(t.device_mesh for t in (w1, x, w2, b1, b2) if isinstance(t, DTensor))
+    mesh = next(t.device_mesh for t in (w1, x, w2, residual, scale) if isinstance(t, DTensor))
     weights = {"w1": w1, "b1": b1, "w2": w2, "b2": b2}
     rule = next((rule for rule in RULES if _placement(w1) == RULES[rule]["w1"]), "tensor parallel")
     for name, t in weights.items():

@@ -92,7 +92,7 @@ _PYTHON = (
      _only("ops", "autocast")),
     ("onnx_not_seen", "aim_fast/dispatch.py", 'return "torch.onnx" not in sys.modules or not torch.onnx.is_in_onnx_export()',
      "return True", _only("export", "onnx")),
-    ("export_without_gradient", "aim_fast/functional.py", "ops.adapter_exported(*call) if torch.compiler.is_exporting() else _run(*call)",
+    ("export_without_gradient", "aim_fast/functional.py", "ops.adapter_exported(*call) if _is_exporting() else _run(*call)",
      "_run(*call)", _only("export", "trains")),
     ("backend_of_the_export", "aim_fast/functional.py", 'ops._library.impl("adapter", _run, "CompositeImplicitAutograd")',
      'ops._library.impl("adapter", lambda x, w1, b1, w2, b2, scale, row_scale, residual, *call: ops.adapter_forward('

@@ -167,6 +167,10 @@ def refusals() -> Results:
     placed = {place: distribute_tensor(t["x"], mesh, [Shard(place)]) for place in (0, 2)}
     attempts: dict[str, Callable[[], object]] = {
         "plain_weights": lambda: aim_fast.adapter(placed[0], *(t[name] for name in cut)),
+        "only_residual": lambda: aim_fast.adapter(t["x"], *(t[name] for name in cut), residual=placed[0]),
+        "only_scale": lambda: aim_fast.adapter(
+            t["x"], *(t[name] for name in cut), scale=distribute_tensor(t["scale"], mesh, [Replicate()])
+        ),
         "plain_bias": lambda: aim_fast.adapter(t["x"], **cut | {"b1": t["b1"]}),
         "bias_whole": lambda: aim_fast.adapter(t["x"], **cut | {"b1": full["b1"]}),
         "cut_otherwise": lambda: aim_fast.adapter(
@@ -215,13 +219,16 @@ SCENARIOS: dict[str, Callable[[], Results]] = {
 
 
 def _everywhere(results: Results) -> Results:
-    """The results, which have to be the same on every process, to the bit."""
+    """The results, which have to be the same on every process, to the bit; all are sent before any is refused."""
+    differing = []
     for name, value in results.items():
         mine = value if isinstance(value, Tensor) else torch.tensor(list(str(value).encode()), dtype=torch.uint8)
         first = mine.clone()
         dist.broadcast(first, 0)
         if not torch.equal(first, mine):
-            raise AssertionError(f"{name} of process {dist.get_rank()} differs from the first one's")
+            differing.append(name)
+    if differing:
+        raise AssertionError(f"process {dist.get_rank()} has not what the first one has: {', '.join(differing)}")
     return results
 
 

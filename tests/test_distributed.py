@@ -110,6 +110,8 @@ def test_second_derivative(of: Callable[[int, str], Results], scenario: str, wor
 # How each refusal begins, and the remedy it names.
 REFUSALS = {
     "plain_weights": ("adapter: w1 is a plain tensor", "distribute_tensor"),
+    "only_residual": ("adapter: w1 is a plain tensor", "distribute_tensor"),
+    "only_scale": ("adapter: w1 is a plain tensor", "distribute_tensor"),
     "plain_bias": ("adapter: b1 is a plain tensor", "distribute_tensor"),
     "bias_whole": ("adapter: b1 lies as (Replicate(),)", "redistribute"),
     "cut_otherwise": ("adapter: w1 lies as (Shard(dim=1),)", "redistribute"),
