@@ -90,12 +90,12 @@ def test_no_mixture_keeps_more_than_eager(autocast: torch.dtype) -> None:
     dtypes = (torch.float32, torch.bfloat16, torch.float16)
     options: dict[str, Any] = {"activation": "gelu", "skip": True, "scale": 0.5}
     for x, w, other in product(dtypes, dtypes, (None, *dtypes)):
-        t = make_inputs((M, 64), 16, w, requires_grad=True)
+        t = make_inputs((M, 64), 16, w, requires_grad=True, device=DEVICE)
         t["x"] = t["x"].detach().to(x).requires_grad_()
         if other is not None:
-            t["residual"] = torch.zeros(M, 64, dtype=other, requires_grad=True)
+            t["residual"] = torch.zeros(M, 64, dtype=other, requires_grad=True, device=DEVICE)
         weights = [t[name] for name in ("w1", "b1", "w2", "b2")]
-        with torch.autocast("cpu", autocast):
+        with torch.autocast(DEVICE, autocast):
             ours, eager = (kept_bytes(partial(f, **t, **options), weights) for f in (aim_fast.adapter, users_code))
         copies = 2 * (2 * 64 * 16) if w is not autocast else 0
         assert ours < eager - copies, (x, w, other)
