@@ -179,7 +179,7 @@ _KERNELS = (
     ("no_skip", "csrc/cpu/forward_tiles.h", "if (p_.skip) {", "if (false) {", NUMERICS),
     ("skip_from_the_wrong_tile", "csrc/cpu/forward_tiles.h", "rows.lines + m * lines_of", "rows.lines + (m + kMR) * lines_of", NUMERICS),
     ("rounded_x_for_the_skip", "csrc/cpu/forward.h", "if (rounding(p_.x.dtype, p_.dtype) == Dtype::kFloat32) rows.lines = x;",
-     "rows.lines = x;", MIXED),
+     "rows.lines = x;", _only("mixed", "passes_by")),
     ("residual_by_strides_of_x", "csrc/cpu/forward_tiles.h",
      "if (p.residual) row_pointers(p.residual, first, count, residual);",
      "if (p.residual) {\n      Rows wrong = p.x;\n      wrong.data = p.residual.data;\n"

@@ -288,3 +288,17 @@ def test_grad_scaler(cpu_library: None, dtype: torch.dtype, device: str) -> None
     truth, _ = _train("eager", device, None)
     assert [factor / 2**12 for factor in factors] == [1, 2, 1, 1, 2, 2]
     assert_judged(fused, eager, truth)
+
+
+@pytest.mark.parametrize("rows", [3, 40])
+@pytest.mark.parametrize("dtype", [BF16, FP16], ids=str)
+def test_what_passes_by_the_products_is_not_rounded(isa: str, dtype: torch.dtype, rows: int) -> None:
+    """With a branch of zero, an fp32 x and its gradient go through unchanged, though the products are in half."""
+    tensors = all_placed(make_inputs((rows, D), H))
+    x = placed(torch.randn(rows, D)).requires_grad_()
+    dy = placed(torch.randn(rows, D))
+    tensors["x"] = x
+    with torch.autocast(DEVICE, dtype=dtype):
+        y = aim_fast.adapter(**tensors, skip=True, scale=0.0)
+    assert torch.equal(y, x)
+    assert torch.equal(torch.autograd.grad(y, x, dy)[0], dy)
