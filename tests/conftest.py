@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 import aim_fast
-from aim_fast import module
+from aim_fast import module, plan
 
 MISSING = next(row.reason for row in aim_fast.backends() if row.name == "cpu")
 # Every instruction set that this machine runs; one stand-in without the library, so that its tests fail by name.
@@ -78,13 +78,14 @@ def seed() -> None:
 
 @pytest.fixture
 def calls(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
-    """The keywords of every call of the operator that a module makes."""
+    """The keywords of every call of the operator that a module makes, one of ours or a patched one."""
     seen: list[dict[str, Any]] = []
-    real = module.adapter
+    real = aim_fast.adapter
 
     def noted(*arguments: Tensor, **keywords: Any) -> Tensor:
         seen.append(keywords)
         return real(*arguments, **keywords)
 
-    monkeypatch.setattr(module, "adapter", noted)
+    for room in (module, plan):
+        monkeypatch.setattr(room, "adapter", noted)
     return seen

@@ -78,8 +78,8 @@ _PYTHON = (
      "if False:\n        _shape(", CHECKS),
     ("layout_not_checked", "aim_fast/checks.py", "            or value.layout is not torch.strided\n", "", CHECKS),
     # Modules.
-    ("hooks_ignored", "aim_fast/module.py", "module._forward_hooks or", "", CHANGES),
-    ("any_slope", "aim_fast/module.py", '"leaky_relu" if act.negative_slope == 0.01 else None', '"leaky_relu"', MODULE),
+    ("hooks_ignored", "aim_fast/layers.py", "module._forward_hooks or", "", CHANGES),
+    ("any_slope", "aim_fast/layers.py", '"leaky_relu" if act.negative_slope == 0.01 else None', '"leaky_relu"', MODULE),
     ("skip_connect_ignored", "aim_fast/module.py", "return bool(self.skip_connect)", "return True", MODULE),
     ("mlp_adapter_not_zeroed", "aim_fast/module.py", '("S_Adapter", "T_Adapter", "MLP_Adapter")',
      '("S_Adapter", "T_Adapter")', MODULE),
