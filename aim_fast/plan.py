@@ -6,7 +6,7 @@ from the module at every call. A call that the plan does not cover runs as its a
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from enum import Enum
 from typing import Any
@@ -89,9 +89,14 @@ class Plan:
         scale = "" if self.scale == 1.0 else f"{path} * "
         added = {Skip.NONE: "", Skip.X: " + x", Skip.SCALED: f" + {scale}x"}[form.skip]
         residual = "" if form.residual is None else f" + {self.names[1 + form.residual]}"
-        limits = [f"; eager for {n} dimensions" for n in range(1, 6) if n not in self.ranks]
-        limits += [] if self.training else ["; eager in training mode"]
-        return f"{scale}f(x){added}{residual}, {self.activation}" + "".join(limits)
+        ranks = "" if self.ranks >= {1, 2, 3, 4, 5} else f"; eager unless x has {_listed(self.ranks)} dimensions"
+        training = "" if self.training else "; eager in training mode"
+        return f"{scale}f(x){added}{residual}, {self.activation}{ranks}{training}"
+
+
+def _listed(numbers: Iterable[int]) -> str:
+    *most, last = map(str, sorted(numbers))
+    return f"{', '.join(most)} or {last}" if most else last
 
 
 def descendant(module: nn.Module, path: Path) -> nn.Module | None:

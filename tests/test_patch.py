@@ -11,51 +11,14 @@ import torch
 from torch import Tensor, nn
 
 import aim_fast
-from judge import assert_judged
 from original import Original
-from variants import REFUSED, TAKEN, D, Dropped, OptionalGate, Spatial, Temporal
+from patched import assert_same_step, drawn, patched_copy
+from variants import TAKEN, D, Dropped, Spatial, Temporal
+from variants_refused import REFUSED, OptionalGate
 
 pytestmark = pytest.mark.usefixtures("seed")
 # Variants with dropout in them are fused in evaluation mode alone.
 ONLY_EVALUATED = ("dropout", "adaptformer")
-
-
-def drawn(module: nn.Module) -> nn.Module:
-    """The module with weights, biases and scales of real sizes, none of them zero."""
-    with torch.no_grad():
-        for parameter in module.parameters():
-            gain = 1.0 if parameter.dim() < 2 else parameter.shape[-1] ** -0.5
-            parameter.copy_(torch.randn_like(parameter) * gain + 0.1)
-    return module
-
-
-def step(module: nn.Module, x: Tensor, rest: tuple[Tensor, ...], dy: Tensor) -> dict[str, Tensor]:
-    """y and the gradients of everything, by name."""
-    module.zero_grad()
-    leaves = [t.detach().clone().requires_grad_() for t in (x, *rest)]
-    results = module(*leaves)
-    ys = results if isinstance(results, tuple) else (results,)
-    sum((y * dy[..., : y.shape[-1]].to(y.dtype)).sum() for y in ys).backward()
-    grads = {f"dinput{i}": leaf.grad for i, leaf in enumerate(leaves)}
-    grads |= {f"d{name}": p.grad for name, p in module.named_parameters()}
-    return {f"y{i}": y.detach() for i, y in enumerate(ys)} | {name: g for name, g in grads.items() if g is not None}
-
-
-def assert_same_step(patched: nn.Module, original: nn.Module, inputs: int, dtype: torch.dtype, *shape: int) -> None:
-    """Results and gradients within the budget, the original in float64 being the truth."""
-    x, dy, *rest = torch.randn(2 + inputs, *shape).to(dtype)
-    theirs = step(original, x, tuple(rest), dy)
-    exact = step(copy.deepcopy(original).double(), x.double(), tuple(t.double() for t in rest), dy.double())
-    assert_judged(step(patched, x, tuple(rest), dy), theirs, exact)
-
-
-def patched_copy(original: nn.Module, calls: list[dict]) -> Any:
-    """A patched copy; the calls of the operator count from here."""
-    patched = copy.deepcopy(original)
-    report = aim_fast.patch(patched)
-    assert report.taken == ("",), str(report)
-    calls.clear()
-    return patched
 
 
 @pytest.mark.parametrize("name", TAKEN)
@@ -142,7 +105,7 @@ def test_residual_from_outside_in_every_form(arguments: dict[str, Any], calls: l
 
 
 def test_dropout_that_drops_runs_as_written(calls: list[dict]) -> None:
-    original = drawn(Dropped())
+    original: Any = drawn(Dropped())
     patched = patched_copy(original, calls)
     x = torch.randn(5, D)
 
@@ -167,7 +130,7 @@ def test_dropout_that_drops_runs_as_written(calls: list[dict]) -> None:
 
 
 def test_changed_attribute_runs_as_written(calls: list[dict]) -> None:
-    original = drawn(Original(D))
+    original: Any = drawn(Original(D))
     patched = patched_copy(original, calls)
     x = torch.randn(5, D)
     for module in (original, patched):
@@ -180,7 +143,7 @@ def test_changed_attribute_runs_as_written(calls: list[dict]) -> None:
 
 
 def test_activation_is_read_at_every_call(calls: list[dict]) -> None:
-    original = drawn(Original(D))
+    original: Any = drawn(Original(D))
     patched = patched_copy(original, calls)
     x = torch.randn(5, D)
     for act, name in ((nn.Tanh(), "tanh"), (nn.Mish(), None)):
@@ -190,8 +153,8 @@ def test_activation_is_read_at_every_call(calls: list[dict]) -> None:
 
 
 def test_verification_leaves_everything_alone() -> None:
-    """The random states, hooks, gradients, buffers, modes and weights are as before, whatever the caller's modes are."""
-    module = drawn(Original(D))
+    """Random states, hooks, gradients, buffers, modes and weights are as before, whatever the caller's modes are."""
+    module: Any = drawn(Original(D))
     module.register_buffer("seen", torch.zeros(1))
     ran: list[Any] = []
     for part in module.modules():
@@ -231,7 +194,7 @@ def test_without_verification_one_forward_decides() -> None:
 
 def test_on_the_meta_device() -> None:
     with torch.device("meta"):
-        module = Spatial()
+        module: nn.Module = Spatial()
         assert aim_fast.patch(module).taken == ("",)
     assert module(torch.empty(3, D, device="meta")).is_meta
     module = drawn(module.to_empty(device="cpu"))
