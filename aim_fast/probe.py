@@ -139,4 +139,5 @@ def _choices(parameter: inspect.Parameter) -> tuple[Any, ...]:
         return (Given.TENSOR,)
     if parameter.default is None:
         return (Given.ABSENT, None, Given.TENSOR)
-    return (Given.ABSENT, True, False) if isinstance(parameter.default, bool) else (Given.ABSENT,)
+    # None is how callers often say no.
+    return (Given.ABSENT, True, False, None) if isinstance(parameter.default, bool) else (Given.ABSENT,)
