@@ -86,7 +86,7 @@ def check_arguments(
         _shape("b1", b1, (hidden,), "[H]", "pass None for no bias")
     if b2 is not None:
         _shape("b2", b2, (width,), "[D]", "pass None for no bias")
-    if isinstance(scale, Tensor) and tuple(scale.shape) not in ((), (1,), (width,)):
+    if isinstance(scale, Tensor) and (scale.dim() > 1 or (scale.numel() != 1 and scale.numel() != width)):
         raise ValueError(f"adapter: scale is {list(scale.shape)}; expected shape [1] or [D] = [{width}]")
     if residual is not None:
         _shape("residual", residual, x.shape, "x", "expand it to x's shape first")
