@@ -59,6 +59,8 @@ def _name_of_stranger(act: nn.Module) -> str | None:
     key = (type(act), tuple(own_attributes(act).items()), children)
     try:
         if key not in _tried:
+            if torch.compiler.is_compiling():  # numbers are for another time
+                return None
             _tried[key] = _name_by_numbers(act)
         return _tried[key]
     except TypeError:  # an attribute that cannot be hashed, so may change unseen

@@ -24,6 +24,7 @@ class _Bottleneck(nn.Module):
         self.act = act_layer()
         self.D_fc1 = nn.Linear(D_features, hidden)
         self.D_fc2 = nn.Linear(hidden, D_features)
+        activation_name(self.act)  # a class of others is tried now, not while the first call is compiled
 
     def _skip(self) -> bool:
         raise NotImplementedError

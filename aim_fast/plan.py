@@ -6,7 +6,7 @@ from the module at every call. A call that the plan does not cover runs as its a
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import Enum
 from typing import Any
@@ -14,9 +14,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from aim_fast import reference
 from aim_fast.checks import DTYPES
 from aim_fast.functional import adapter, compute_dtype
+from aim_fast.late_results import late_results, later_hidden
 from aim_fast.layers import activation_name, is_plain, is_plain_linear
 
 Path = tuple[str, ...]  # the names that lead from the module to a descendant or an attribute
@@ -163,10 +163,10 @@ def fused(plan: Plan, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str
     down: Any = descendant(module, plan.down)
     up: Any = descendant(module, plan.up)
     act = None if plan.act is None else descendant(module, plan.act)
-    activation = plan.activation if act is None else activation_name(act)
+    activation = plan.activation if plan.act is None else act and activation_name(act)
     scale, residual = read_scale(plan, module), None if form.residual is None else rest[form.residual]
     H, D = down.weight.shape
-    if activation is None or up.weight.shape != (D, H) or x.shape[-1] != D:
+    if not activation or up.weight.shape != (D, H) or x.shape[-1] != D:
         return NotImplemented
     if residual is not None and (residual.shape != x.shape or residual.dtype not in DTYPES):
         return NotImplemented
@@ -198,55 +198,6 @@ def fused(plan: Plan, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str
     if form.results is None:
         return y
     dtype = compute_dtype(x, down.weight, down.bias, up.weight, up.bias)
-    made = {Result.Y: y, Result.BRANCH: branch, Result.HIDDEN: _hidden(x, down.weight, down.bias, activation, dtype)}
-    return Results([made[result] for result in form.results])
-
-
-def _hidden(x: Tensor, w1: Tensor, b1: Tensor | None, activation: str, dtype: torch.dtype) -> Callable[[], Tensor]:
-    """A call that gives act(x @ w1.T + b1) [..., H] as it is now; nothing is computed before."""
-    graded = torch.is_grad_enabled()
-    used = [t for t in (x, w1, b1) if t is not None and not t.is_inference()]
-    versions = [t._version for t in used]
-
-    def compute() -> Tensor:
-        if [t._version for t in used] != versions:
-            raise RuntimeError(
-                "adapter: the hidden activation is computed when it is first looked at, but x or the down-projection "
-                "has been changed in place since the call; look at it before, or aim_fast.unpatch the model"
-            )
-        with torch.set_grad_enabled(graded), reference.no_autocast(x.device.type):
-            z = reference.preactivation(x, w1, b1, dtype)
-            return reference.activate(z, activation).view(*x.shape[:-1], -1)
-
-    return compute
-
-
-class Results(tuple):
-    """A tuple of results, of which those that are rarely used are computed when they are first looked at."""
-
-    _made: dict[int, Tensor]
-
-    def __new__(cls, items: list[Any]) -> Results:
-        self = super().__new__(cls, items)
-        self._made = {}
-        return self
-
-    def __getitem__(self, index: Any) -> Any:
-        if isinstance(index, slice):
-            return tuple(self)[index]
-        item = super().__getitem__(index)
-        if isinstance(item, Tensor):
-            return item
-        index %= len(self)
-        if index not in self._made:
-            self._made[index] = item()
-        return self._made[index]
-
-    def __iter__(self) -> Iterator[Any]:
-        return (self[i] for i in range(len(self)))
-
-    def __add__(self, other: Any) -> Any:
-        return (*self, *other)
-
-    def __reduce__(self) -> Any:
-        return tuple, ([*self],)
+    hidden = later_hidden(x, down.weight, down.bias, activation, dtype)
+    made = {Result.Y: y, Result.BRANCH: branch, Result.HIDDEN: hidden}
+    return late_results([made[result] for result in form.results])

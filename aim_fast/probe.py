@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from aim_fast.layers import own_attributes
 from aim_fast.plan import Given, Path, descendant
-from aim_fast.recognition import RefusedError, copy_of, structure
+from aim_fast.recognition import RefusedError, copy_of, plain_tensors, structure
 
 RANKS = {3: (2, 3), 4: (2, 2, 3), 2: (3,), 5: (2, 1, 2, 3), 1: ()}  # number of dimensions of x: the leading ones
 _TOLERANCE = 1e-9
@@ -74,11 +74,8 @@ class Probe:
         self.positional = sum(p.kind is not p.KEYWORD_ONLY for p in named)
         choices = [_choices(p) if i < _MOST_ARGUMENTS else _choices(p)[:1] for i, p in enumerate(named[1:])]
         self.keys: list[Key] = [*itertools.product(*choices)]
-        self.attributes = {path: self._get(path) for path in self.parts.scales if path[-1] in self._own(path)}
-
-    def _own(self, path: Path) -> dict[str, Any]:
-        owner = descendant(self.copy, path[:-1])
-        return {} if owner is None else own_attributes(owner)
+        found = {path: self._get(path) for path in self.parts.scales}
+        self.attributes = {path: value for path, value in found.items() if not isinstance(value, Tensor)}
 
     def _get(self, path: Path) -> Any:
         return getattr(descendant(self.copy, path[:-1]), path[-1])
@@ -94,7 +91,8 @@ class Probe:
     def draw(self) -> None:
         """Weights and tensor scales as no initialisation leaves them; attributes as the module has them."""
         with torch.no_grad():
-            for t in (*self.copy.parameters(), *self.copy.buffers()):
+            plain = [t for part in self.copy.modules() for t in plain_tensors(part).values()]
+            for t in (*self.copy.parameters(), *self.copy.buffers(), *plain):
                 if t.is_floating_point():
                     t.copy_(0.5 * torch.randn_like(t) + 0.1)
                     t.requires_grad_(isinstance(t, nn.Parameter))

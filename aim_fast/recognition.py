@@ -10,7 +10,7 @@ from enum import Enum
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.utils import skip_init
 
 from aim_fast.layers import activation_name, is_plain, own_attributes
@@ -157,15 +157,27 @@ def _sort(found: Structure, path: Path, part: nn.Module) -> None:
 
 def _numbers(module: nn.Module, path: Path, D: int) -> list[Path]:
     """The parameters, buffers and numbers of a module itself that have the shape of a scale."""
-    tensors = {**module._parameters, **module._buffers}
+    tensors = {**module._parameters, **module._buffers, **plain_tensors(module)}
     shaped = [n for n, t in tensors.items() if t is not None and t.is_floating_point() and t.numel() in (1, D)]
-    plain = [n for n, value in own_attributes(module).items() if type(value) in (int, float)]
-    return [(*path, name) for name in (*shaped, *plain)]
+    numbers = [n for n, value in _settings(module).items() if type(value) in (int, float)]
+    return [(*path, name) for name in (*shaped, *numbers)]
+
+
+def plain_tensors(module: nn.Module) -> dict[str, Tensor]:
+    """The tensors that a module holds without calling them parameters or buffers."""
+    return {name: value for name, value in own_attributes(module).items() if isinstance(value, Tensor)}
+
+
+def _settings(module: nn.Module) -> dict[str, Any]:
+    """The attributes of a module and of its classes that cannot change unseen: its forward may read any of them."""
+    classes = type(module).__mro__[: type(module).__mro__.index(nn.Module)]
+    of_classes = {n: v for kind in reversed(classes) for n, v in vars(kind).items() if not n.startswith("__")}
+    found = {name: value for name, value in of_classes.items() if not callable(value)} | own_attributes(module)
+    return {name: value for name, value in found.items() if _is_simple(value)}
 
 
 def guards_of(module: nn.Module, path: Path) -> list[tuple[Path, str, Any]]:
-    """The attributes of a module itself that cannot change unseen: its forward may read any of them."""
-    return [(path, name, value) for name, value in own_attributes(module).items() if _is_simple(value)]
+    return [(path, name, value) for name, value in _settings(module).items()]
 
 
 def _is_simple(value: Any) -> bool:

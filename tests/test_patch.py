@@ -13,7 +13,7 @@ from torch import Tensor, nn
 import aim_fast
 from original import Original
 from patched import assert_same_step, drawn, patched_copy
-from variants import TAKEN, D, Dropped, Spatial, Temporal
+from variants import TAKEN, D, Spatial, Temporal
 from variants_refused import REFUSED, OptionalGate
 
 pytestmark = pytest.mark.usefixtures("seed")
@@ -45,9 +45,10 @@ def test_scale_and_weights_are_read_at_every_call(name: str, calls: list[dict]) 
     for module in (original, patched):
         torch.manual_seed(1)
         drawn(module)
-        for attribute in ("scale", "s"):
-            if isinstance(getattr(module, attribute, None), (int, float)):
-                setattr(module, attribute, 3)
+        if isinstance(getattr(module, "scale", None), (int, float)):
+            module.scale = 3
+        if isinstance(factor := getattr(module, "factor", None), Tensor):
+            factor.fill_(3)
     assert_same_step(patched, original, inputs, torch.float32, 2, 7, D)
     assert len(calls) == 1
 
@@ -105,7 +106,7 @@ def test_residual_from_outside_in_every_form(arguments: dict[str, Any], calls: l
 
 
 def test_dropout_that_drops_runs_as_written(calls: list[dict]) -> None:
-    original: Any = drawn(Dropped())
+    original: Any = drawn(TAKEN["dropout"][0]())
     patched = patched_copy(original, calls)
     x = torch.randn(5, D)
 
@@ -127,6 +128,20 @@ def test_dropout_that_drops_runs_as_written(calls: list[dict]) -> None:
         module.drop.eval()
     torch.testing.assert_close(*both())
     assert len(calls) == 2
+
+
+def test_dropout_by_a_function_runs_as_written(calls: list[dict]) -> None:
+    original: Any = drawn(TAKEN["adaptformer"][0]())
+    patched = patched_copy(original, calls)
+    x = torch.randn(5, D)
+    results = []
+    for module in (patched, original):
+        torch.manual_seed(3)
+        results.append(module(x))
+    assert torch.equal(*results)
+    assert not calls
+    torch.testing.assert_close(patched.eval()(x), original.eval()(x))
+    assert len(calls) == 1
 
 
 def test_changed_attribute_runs_as_written(calls: list[dict]) -> None:

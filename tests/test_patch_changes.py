@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import inspect
 import io
+import operator
 import pickle
 from collections.abc import Callable
 from typing import Any
@@ -91,6 +92,22 @@ def test_quantized_linear_runs_as_written(calls: list[dict]) -> None:
         assert type(before.weight) is Quantized
         assert torch.equal(ours(x), original(x))
     assert not calls
+
+
+def test_layer_replaced_in_a_container_is_honoured(calls: list[dict]) -> None:
+    original: Any = drawn(TAKEN["as_sequential"][0]())
+    ours = patched_copy(original, calls)
+    x = torch.randn(5, D)
+    for adapter in (ours, original):
+        adapter.net[2] = nn.Softplus()
+    torch.testing.assert_close(ours(x), original(x), rtol=0, atol=0)
+    handle = ours.net.register_forward_hook(lambda net, args, output: output * 0)
+    assert torch.equal(ours(x), x)
+    assert not calls
+    handle.remove()
+    ours.net[2] = original.net[2] = nn.Identity()
+    torch.testing.assert_close(ours(x), original(x))
+    assert len(calls) == 1
 
 
 def test_hooks_on_the_adapter_run(calls: list[dict]) -> None:
@@ -283,3 +300,24 @@ def test_functional_call_uses_the_weights_given(calls: list[dict]) -> None:
         torch.func.functional_call(ours, weights, x), torch.func.functional_call(original, weights, x)
     )
     assert len(calls) == 1
+
+
+def test_hidden_activation_is_computed_when_looked_at(calls: list[dict]) -> None:
+    """It is one of three results, in a tuple in every other way, and never of weights that have changed since."""
+    original = drawn(TAKEN["three_results"][0]())
+    ours = patched_copy(original, calls)
+    x, residual = torch.randn(2, 3, D)
+    results, expected = ours(x, residual), original(x, residual)
+    assert isinstance(results, tuple)
+    joined = operator.add(results, (1,))
+    for found in (results[1], results[-2], results[:2][1], list(results)[1], (*results, 1)[1], joined[1]):
+        assert torch.equal(found, expected[1])
+    assert results[1] is results[-2]
+    assert torch.equal(pickle.loads(pickle.dumps(ours(x, residual)))[1], expected[1])
+    with torch.no_grad():
+        unread = ours(x, residual)
+        ours.D_fc1.weight.mul_(2)
+    with pytest.raises(RuntimeError, match="has been changed in place since the call"):
+        unread[1]
+    with torch.inference_mode():
+        assert ours(x.clone(), residual)[1].shape == (3, 6)

@@ -21,10 +21,11 @@ from variants import TAKEN, D
 pytestmark = pytest.mark.usefixtures("seed")
 
 
-@pytest.mark.parametrize("name", ["aim_vit", "renamed", "channel_scale", "scaled_linear", "as_sequential"])
+@pytest.mark.parametrize("name", ["aim_vit", "renamed", "channel_scale", "scaled_linear", "three_results"])
 def test_compiled_without_breaks(name: str) -> None:
     """One graph, with the operator in it, and for more rows the same graph."""
-    original = drawn(TAKEN[name][0]())
+    make, inputs, _ = TAKEN[name]
+    original = drawn(make())
     patched = copy.deepcopy(original)
     aim_fast.patch(patched)
     graphs: list[torch.fx.GraphModule] = []
@@ -35,10 +36,10 @@ def test_compiled_without_breaks(name: str) -> None:
 
     compiled = torch.compile(patched, backend=keep, fullgraph=True, dynamic=True)
     for rows in (5, 9, 13):
-        x = torch.randn(rows, D)
-        y = compiled(x.clone().requires_grad_())
-        torch.testing.assert_close(y, original(x))
-        y.sum().backward()
+        arguments = torch.randn(1 + inputs, rows, D).unbind()
+        results = compiled(*(t.clone().requires_grad_() for t in arguments))
+        torch.testing.assert_close(results, original(*arguments))
+        sum(y.sum() for y in (results if inputs else (results,))).backward()
     assert len(graphs) == 1
     assert "adapter" in graphs[0].print_readable(print_output=False)
     torch.compiler.reset()
@@ -66,6 +67,7 @@ def test_distributed_data_parallel(calls: list[dict]) -> None:
         def __init__(self) -> None:
             super().__init__()
             self.inner = ours
+            self.outer: Any
             self.__dict__["outer"] = DistributedDataParallel(ours)
 
         def forward(self, x: Tensor) -> Tensor:

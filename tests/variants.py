@@ -60,30 +60,19 @@ class ActUnused(Bottleneck):
         return x + self.D_fc2(self.D_fc1(x))
 
 
-class ScaledLinear(nn.Module):
-    """No activation; dropout on the hidden and a float scale."""
+class Scaled(nn.Module):
+    """A float scale, dropout on the hidden, and as one code base has it no activation."""
 
-    def __init__(self, scale: float = 0.7, p: float = 0.0) -> None:
+    def __init__(self, scale: float = 0.7, act_layer: Callable[[], nn.Module] = nn.Identity, p: float = 0.0) -> None:
         super().__init__()
         self.down = nn.Linear(D, H)
+        self.act = act_layer()
         self.up = nn.Linear(H, D)
-        self.dropout = nn.Dropout(p)
+        self.drop = nn.Dropout(p)
         self.scale = scale
 
     def forward(self, x: Tensor) -> Tensor:
-        return x + self.scale * self.up(self.dropout(self.down(x)))
-
-
-class Dropped(Bottleneck):
-    """Dropout after the activation, and a float scale."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.drop = nn.Dropout(0.1)
-        self.s = 0.5
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.D_fc2(self.drop(self.act(self.D_fc1(x)))) * self.s
+        return x + self.scale * self.up(self.drop(self.act(self.down(x))))
 
 
 class ScaledSum(nn.Module):
@@ -231,6 +220,26 @@ class Derived(Bottleneck):
         return x + self.branch(x) * (self.alpha / self.rank)
 
 
+class ScaleOfClass(Bottleneck):
+    """The scale is an attribute of the class."""
+
+    scale = 0.6
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.scale * self.branch(x)
+
+
+class TensorScale(Bottleneck):
+    """The scale is a tensor, and neither parameter nor buffer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.factor = torch.tensor(0.6)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.factor * self.branch(x)
+
+
 class TakesResidual(Bottleneck):
     """The sum is with another tensor, which has to be given."""
 
@@ -259,22 +268,20 @@ TAKEN: dict[str, tuple[Callable[[], nn.Module], int, str]] = {
     "aim_swin_temporal": (Temporal, 0, "f(x), gelu"),
     "aim_swin_linear": (Linear2, 0, "f(x), identity"),
     "act_unused": (ActUnused, 0, "f(x) + x, identity"),
-    "scaled_linear": (ScaledLinear, 0, "scale * f(x) + x, identity"),
-    "scale_of_1": (partial(ScaledLinear, 1.0), 0, "scale * f(x) + x, identity"),
-    "scale_of_0": (partial(ScaledLinear, 0.0), 0, "scale * f(x) + x, identity"),
-    "whole_scale": (partial(ScaledLinear, 2), 0, "scale * f(x) + x, identity"),
-    "dropout": (Dropped, 0, "s * f(x), gelu"),
+    "scaled_linear": (Scaled, 0, "scale * f(x) + x, identity"),
+    "scale_of_1": (partial(Scaled, 1.0), 0, "scale * f(x) + x, identity"),
+    "scale_of_0": (partial(Scaled, 0.0), 0, "scale * f(x) + x, identity"),
+    "whole_scale": (partial(Scaled, 2), 0, "scale * f(x) + x, identity"),
+    "dropout": (partial(Scaled, 0.5, nn.GELU, 0.1), 0, "scale * f(x) + x, gelu"),
     "scaled_sum": (partial(ScaledSum, 0.3), 0, "scale * f(x) + scale * x, gelu"),
     "scaled_sum_learned": (partial(ScaledSum, torch.ones(D)), 0, "scale * f(x) + scale * x, gelu"),
     "scaled_sum_no_skip": (partial(ScaledSum, 0.3, skip=False), 0, "scale * f(x), gelu"),
     "absolute_width": (partial(Absolute, 5), 0, "f(x) + x, relu"),
     "as_wide": (partial(Absolute, D), 0, "f(x) + x, relu"),
     "renamed": (Renamed, 0, "f(x) + x, quick_gelu"),
-    "renamed_no_skip": (partial(Renamed, skip_connection=False), 0, "f(x), quick_gelu"),
     "learned_scale": (partial(Learned, 1, True), 0, "scaling.s * f(x) + x, relu"),
     "channel_scale": (partial(Learned, D, False), 0, "scaling.s * f(x), relu"),
     "scale_without_dims": (LearnedHere, 0, "gamma * f(x), gelu"),
-    "scale_1": (partial(LearnedHere, 1), 0, "gamma * f(x), gelu"),
     "scale_11d": (
         partial(LearnedHere, 1, 1, D),
         0,
@@ -286,6 +293,8 @@ TAKEN: dict[str, tuple[Callable[[], nn.Module], int, str]] = {
     "as_sequential": (AsSequential, 0, "0.25 * f(x) + x, silu"),
     "sequential": (lambda: nn.Sequential(nn.Linear(D, H), nn.Tanh(), nn.Linear(H, D)), 0, "f(x), tanh"),
     "derived_scale": (Derived, 0, "2.66667 * f(x) + x, tanh"),
+    "scale_of_class": (ScaleOfClass, 0, "scale * f(x), gelu"),
+    "tensor_scale": (TensorScale, 0, "factor * f(x) + x, gelu"),
     "takes_residual": (TakesResidual, 1, "f(x) + residual, gelu"),
     "three_results": (ThreeResults, 1, "scaling * f(x) + residual, gelu"),
 }

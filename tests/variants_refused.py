@@ -61,6 +61,13 @@ class WithAttention(With):
         return self.more(h, h, h, need_weights=False)[0]
 
 
+class DropPath(nn.Module):
+    """The identity in evaluation mode."""
+
+    def forward(self, h: Tensor) -> Tensor:
+        return h * (torch.rand(len(h)) > 0.5).view(-1, *[1] * (h.dim() - 1)) / 0.5 if self.training else h
+
+
 class SecondInput(Bottleneck):
     def forward(self, x: Tensor, prompt: Tensor) -> Tensor:
         return x + self.branch(x + prompt)
@@ -172,6 +179,7 @@ REFUSED: dict[str, tuple[Callable[[], nn.Module], str]] = {
         "holds a LayerNorm",
     ),
     "attention": (partial(WithAttention, lambda: nn.MultiheadAttention(H, 2)), "holds a MultiheadAttention (more)"),
+    "drop_path": (partial(With, DropPath), "holds a DropPath (more)"),
     "third_linear": (partial(With, lambda: nn.Linear(H, H)), "holds a third Linear (more)"),
     "adaptformer_norm_in": (partial(AdaptFormer, "in"), "holds a LayerNorm (ln)"),
     "adaptformer_norm_out": (partial(AdaptFormer, "out"), "holds a LayerNorm (ln)"),
