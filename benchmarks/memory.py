@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from harness import Inputs, Rival, Workload, step
+from harness import Inputs, Rival, Step, Workload, step
 
 MIB = 2.0**20
 
@@ -43,7 +43,11 @@ def peak_bytes(workload: Workload, inputs: Inputs, rival: Rival, kind: str) -> i
     library takes by itself is not in it (a few hundred KiB a thread for the fused kernel). For "backward" the forward
     that it belongs to counts too.
     """
-    one = step(workload, inputs, rival, "forward" if kind == "forward" else "train")
+    return peak_of(step(workload, inputs, rival, "forward" if kind == "forward" else "train"))
+
+
+def peak_of(one: Step) -> int:
+    """Most memory that one run takes from torch's CPU allocator at once."""
     # The profiler's own log lines would break into the table; the library reads this when it first starts.
     os.environ.setdefault("KINETO_LOG_LEVEL", "99")
     state = one.prepare()
