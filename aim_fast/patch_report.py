@@ -46,10 +46,9 @@ class Report:
         for (pattern, kind, verdict, why), rows in groups.items():
             path = pattern if len(rows) > 1 else rows[0].path or "(the model)"
             lines.append((path, f"x {len(rows)}" if len(rows) > 1 else "", kind, verdict, why))
-        widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-        table = [
-            "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines
-        ]
+        columns = [column for column in zip(*lines, strict=True) if any(column)]
+        padded = [[cell.ljust(max(map(len, column))) for cell in column] for column in columns]
+        table = ["  ".join(cells).rstrip() for cells in zip(*padded, strict=True)]
         total = f"{len(self.taken)} of {len(self.rows)} taken" if self.rows else "nothing looks like an adapter"
         if self.dry_run:
             total += " (dry run: nothing was changed)"
