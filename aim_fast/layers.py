@@ -7,6 +7,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensor
+from torch._subclasses.functional_tensor import FunctionalTensor
+from torch.nn.modules import module as torch_module
 
 from aim_fast.reference import ACTIVATIONS, activate
 
@@ -29,6 +32,8 @@ _OF_CLASS: dict[type, Callable[[Any], str | None]] = {
 }
 # What classes of others turned out to compute, by class and by all that an instance holds.
 _tried: dict[Any, str | None] = {}
+# The last two stand for a tensor while torch.export traces.
+_PLAIN_TENSORS = (nn.Parameter, Tensor, FakeTensor, FunctionalTensor)
 # What every module holds; the rest is its own.
 _MACHINERY = frozenset(nn.Module().__dict__)
 
@@ -93,9 +98,13 @@ def _name_by_numbers(act: nn.Module) -> str | None:
 
 
 def has_hooks(module: nn.Module) -> bool:
-    """Whether a hook runs when the module is called, or in its backward."""
+    """Whether a hook runs when the module is called, or in its backward: its own, or one for all modules."""
     return bool(
-        module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks
+        module._forward_hooks
+        or module._forward_pre_hooks
+        or module._backward_hooks
+        or module._backward_pre_hooks
+        or torch_module._has_any_global_hook()
     )
 
 
@@ -105,8 +114,10 @@ def is_plain(module: nn.Module) -> bool:
 
 
 def is_plain_linear(linear: nn.Module) -> bool:
-    """Whether calling `linear` does nothing but x @ weight.T + bias with the parameters it holds.
+    """Whether calling `linear` does nothing but x @ weight.T + bias with the parameters it holds."""
+    return type(linear) is nn.Linear and is_plain(linear) and is_plain_tensor(linear.weight)
 
-    Quantized and distributed weights are tensors of a class of their own.
-    """
-    return type(linear) is nn.Linear and is_plain(linear) and type(linear.weight) in (nn.Parameter, Tensor)
+
+def is_plain_tensor(t: Tensor) -> bool:
+    """Whether products of t are those of its numbers: quantized and distributed tensors have a class of their own."""
+    return type(t) in _PLAIN_TENSORS

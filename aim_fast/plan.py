@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from aim_fast.checks import DTYPES
 from aim_fast.functional import adapter, compute_dtype
 from aim_fast.late_results import late_results, later_hidden
-from aim_fast.layers import activation_name, is_plain, is_plain_linear
+from aim_fast.layers import activation_name, is_plain, is_plain_linear, is_plain_tensor
 
 Path = tuple[str, ...]  # the names that lead from the module to a descendant or an attribute
 
@@ -140,12 +140,16 @@ def unmet(plan: Plan, module: nn.Module) -> str:
     return ""
 
 
+def _is_input(t: Tensor) -> bool:
+    return t.dtype in DTYPES and is_plain_tensor(t)
+
+
 def _bind(plan: Plan, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Form, Tensor, list[Any]] | None:
     """The form of this call, x, and the arguments after it; None for a call that no form covers."""
     if len(args) > plan.positional or any(name not in plan.names[len(args) :] for name in kwargs):
         return None
     x, *rest = (*args, *(kwargs.get(name, Given.ABSENT) for name in plan.names[len(args) :]))
-    if not isinstance(x, Tensor) or x.dim() not in plan.ranks or x.dtype not in DTYPES:
+    if not isinstance(x, Tensor) or not _is_input(x) or x.dim() not in plan.ranks:
         return None
     key = [Given.TENSOR if isinstance(value, Tensor) else value for value in rest]
     for form in plan.forms:
@@ -168,7 +172,7 @@ def fused(plan: Plan, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str
     H, D = down.weight.shape
     if not activation or up.weight.shape != (D, H) or x.shape[-1] != D:
         return NotImplemented
-    if residual is not None and (residual.shape != x.shape or residual.dtype not in DTYPES):
+    if residual is not None and (residual.shape != x.shape or not _is_input(residual)):
         return NotImplemented
     wide = None
     if isinstance(scale, Tensor):

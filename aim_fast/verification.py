@@ -6,12 +6,14 @@ Zero-initialised weights prove nothing, and names tell nothing: what the forward
 from __future__ import annotations
 
 import random
+from collections import OrderedDict
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules import module as torch_module
 
 from aim_fast.dispatch import use_backend
 from aim_fast.identification import identify
@@ -30,6 +32,8 @@ def make_plan(module: nn.Module, verify: bool) -> Plan:
     Raises:
         RefusedError: the operator does not give what the module's forward gives; the text says why.
     """
+    if isinstance(module, (torch.fx.GraphModule, torch.jit.ScriptModule)):
+        raise RefusedError("its forward is generated code (torch.fx or TorchScript)")
     if "forward" in module.__dict__:
         raise RefusedError("it has a forward of its own on the instance")
     with _undisturbed():
@@ -41,6 +45,7 @@ def make_plan(module: nn.Module, verify: bool) -> Plan:
 @contextmanager
 def _undisturbed() -> Iterator[None]:
     state = random.getstate()
+    hooks = {name: value for name, value in vars(torch_module).items() if name.startswith("_global_")}
     with (
         torch.random.fork_rng(devices=[]),
         torch.inference_mode(False),
@@ -51,8 +56,12 @@ def _undisturbed() -> Iterator[None]:
         torch.manual_seed(0)
         random.seed(0)
         try:
+            for name in hooks:  # those for all modules; their handles know the dicts themselves
+                setattr(torch_module, name, OrderedDict())
             yield
         finally:
+            for name, value in hooks.items():
+                setattr(torch_module, name, value)
             random.setstate(state)
 
 

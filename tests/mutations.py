@@ -78,7 +78,8 @@ _PYTHON = (
      "if False:\n        _shape(", CHECKS),
     ("layout_not_checked", "aim_fast/checks.py", "            or value.layout is not torch.strided\n", "", CHECKS),
     # Modules.
-    ("hooks_ignored", "aim_fast/layers.py", "module._forward_hooks or", "", CHANGES),
+    ("hooks_ignored", "aim_fast/layers.py", "        module._forward_hooks\n        or ", "        ", CHANGES),
+    ("global_hooks_ignored", "aim_fast/layers.py", "        or torch_module._has_any_global_hook()\n", "", CHANGES),
     ("any_slope", "aim_fast/layers.py", '"leaky_relu" if act.negative_slope == 0.01 else None', '"leaky_relu"', MODULE),
     ("skip_connect_ignored", "aim_fast/module.py", "return bool(self.skip_connect)", "return True", MODULE),
     ("mlp_adapter_not_zeroed", "aim_fast/module.py", '("S_Adapter", "T_Adapter", "MLP_Adapter")',
@@ -95,7 +96,7 @@ _PYTHON = (
      "return y", _only("patch_changes", "dtype")),
     ("patch_replaced_child", "aim_fast/plan.py", "if other is None or type(other) is not kind or not is_plain(other):",
      "if False:", _only("patch_changes", "container")),
-    ("patch_quantized_weight", "aim_fast/layers.py", "type(linear.weight) in (nn.Parameter, Tensor)", "True",
+    ("patch_quantized_weight", "aim_fast/layers.py", "return type(t) in _PLAIN_TENSORS", "return True",
      _only("patch_changes", "quantized")),
     ("patch_drop_path_as_identity", "aim_fast/layers.py", 'if name != "identity" and all(', "if any(",
      _only("patch", "drop_path")),

@@ -40,6 +40,20 @@ def test_removed_hook_is_fused_again(calls: list[dict]) -> None:
     assert len(calls) == 1
 
 
+def test_hooks_for_all_modules_run_on_the_children(calls: list[dict]) -> None:
+    """What counts FLOP or traces modules hooks into every call."""
+    ours, _ = pair()
+    seen: list[type] = []
+    x = torch.randn(3, 48)
+    handle = nn.modules.module.register_module_forward_hook(lambda module, args, output: seen.append(type(module)))
+    y = ours(x)
+    handle.remove()
+    assert seen == [nn.Linear, nn.GELU, nn.Linear, type(ours)]
+    assert not calls
+    torch.testing.assert_close(ours(x), y)
+    assert len(calls) == 1
+
+
 def test_module_hooks_run(calls: list[dict]) -> None:
     """Hooks on the adapter itself work as on any module, and it stays fused."""
     ours, _ = pair()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import random
+import warnings
 from typing import Any
 
 import pytest
@@ -175,6 +176,7 @@ def test_verification_leaves_everything_alone() -> None:
     for part in module.modules():
         part.register_forward_hook(lambda *args: ran.append(args))
         part.register_full_backward_hook(lambda *args: ran.append(args))
+    handle = nn.modules.module.register_module_forward_hook(lambda *args: ran.append(args))
     module.D_fc1.eval().requires_grad_(False)
     before, states = copy.deepcopy(module.state_dict()), (torch.get_rng_state(), random.getstate())
     modes = [part.training for part in module.modules()]
@@ -184,6 +186,8 @@ def test_verification_leaves_everything_alone() -> None:
         assert report.taken == ("",), str(report)
         assert aim_fast.unpatch(module) == ("",)
     assert not ran
+    handle.remove()
+    assert not nn.modules.module._has_any_global_hook()
     assert torch.equal(states[0], torch.get_rng_state())
     assert states[1] == random.getstate()
     assert modes == [part.training for part in module.modules()]
@@ -223,6 +227,14 @@ def test_forward_on_the_instance_is_refused() -> None:
     module = Original(D)
     module.forward = lambda x: x  # type: ignore[method-assign]
     assert "forward of its own on the instance" in aim_fast.patch(module).refused[""]
+
+
+def test_generated_forward_is_refused() -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        scripted = torch.jit.script(Spatial())
+    for module in (scripted, torch.fx.symbolic_trace(Spatial())):
+        assert "forward is generated code" in aim_fast.patch(module).refused[""]
 
 
 class Uncopied(Spatial):

@@ -45,6 +45,17 @@ def test_compiled_without_breaks(name: str) -> None:
     torch.compiler.reset()
 
 
+@pytest.mark.parametrize("name", ["ours", "aim_vit"])
+def test_exported_with_the_operator(name: str) -> None:
+    module: Any = aim_fast.Adapter(D) if name == "ours" else drawn(TAKEN[name][0]())
+    aim_fast.patch(module)
+    x = torch.randn(5, D)
+    program = torch.export.export(module, (x,), dynamic_shapes=({0: torch.export.Dim("rows", min=2)},), strict=False)
+    assert "aim_fast.adapter_forward.default" in {str(node.target) for node in program.graph.nodes}
+    for rows in (x, x[:3]):
+        torch.testing.assert_close(program.module()(rows), module(rows))
+
+
 @pytest.fixture
 def group() -> Iterator[None]:
     """A group of this process alone."""
