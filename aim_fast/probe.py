@@ -94,7 +94,7 @@ class Probe:
             plain = [t for part in self.copy.modules() for t in plain_tensors(part).values()]
             for t in (*self.copy.parameters(), *self.copy.buffers(), *plain):
                 if t.is_floating_point():
-                    t.copy_(0.5 * torch.randn_like(t) + 0.1)
+                    t.uniform_(-0.75, 1.0)
                     t.requires_grad_(isinstance(t, nn.Parameter))
         for path, value in self.attributes.items():
             self.set(path, value)

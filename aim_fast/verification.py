@@ -71,19 +71,24 @@ def _verified(probe: Probe, plan: Plan) -> Plan:
         dropout = descendant(probe.copy, path)
         assert dropout is not None
         dropout.p = 0.0  # type: ignore[assignment]  # an active one is left to the module
+    _draw(probe, plan)
     faults = {rank: next(filter(None, (_fault(probe, plan, form, rank) for form in plan.forms)), "") for rank in RANKS}
     ranks = frozenset(rank for rank, fault in faults.items() if not fault)
     if not ranks:
         raise RefusedError(next(iter(faults.values())))
     probe.copy.train()
+    _draw(probe, plan)
     training = not any(_fault(probe, plan, form, rank) for form in plan.forms for rank in ranks)
     return replace(plan, ranks=ranks, training=training)
 
 
-def _fault(probe: Probe, plan: Plan, form: Form, rank: int) -> str:
-    """How the operator's results or gradients differ from the forward's for one random call; empty if they agree."""
+def _draw(probe: Probe, plan: Plan) -> None:
     probe.draw()
     probe.draw_attributes(() if isinstance(plan.scale, float) else (plan.scale,))
+
+
+def _fault(probe: Probe, plan: Plan, form: Form, rank: int) -> str:
+    """How the operator's results or gradients differ from the forward's for one random call; empty if they agree."""
     call = probe.call(form.key, rank)
     try:
         theirs = probe.run(call)
