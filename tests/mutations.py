@@ -116,6 +116,13 @@ _PYTHON = (
      _only("patch_models", "table")),
     ("patch_stale_hidden", "aim_fast/late_results.py", "if [t._version for t in tracked] != versions:", "if False:",
      _only("patch_changes", "looked_at")),
+    # The example.
+    ("aim_block_regroups", "examples/aim_vit.py", "        if rows.is_contiguous():\n", "        if True:\n",
+     _only("aim_vit", "regrouped")),
+    ("aim_block_drops_no_paths", "examples/aim_vit.py", "x = self.T_Adapter(over_time, row_scale=drop_path(x, rate), residual=x)",
+     "x = self.T_Adapter(over_time, residual=x)", _only("aim_vit", "equal_results")),
+    ("aim_bench_times_the_wrong", "benchmarks/bench_block.py", "        if not error.ok:", "        if False:",
+     _only("bench_block", "refuses")),
     # The budget itself.
     ("budget_lets_nan_pass", "aim_fast/testing.py", "ok = bool((error <= allowed).all())",
      "ok = not bool((error > allowed).any())", TESTING),
