@@ -87,7 +87,8 @@ def _found(probe: Probe, key: Key, rank: int, drawn: bool) -> tuple[str, float |
 def _form(probe: Probe, key: Key, rank: int, activation: str, scale: float | Path) -> Form | None:
     """The form of calls with this key under an activation and a scale that are known; None if they explain nothing."""
     call, results = _ask(probe, key, rank, () if isinstance(scale, float) else (scale,))
-    return next((form for _, form in _explanations(probe, call, key, results, activation, (scale,))), None)
+    found = _explanations(probe, call, key, results, activation, (scale,))
+    return next((form for used, form in found if used == scale), None)
 
 
 def _is_used(probe: Probe, path: Path, key: Key, rank: int, scale: float | Path) -> bool:

@@ -10,6 +10,7 @@ from collections import OrderedDict
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -76,6 +77,8 @@ def _verified(probe: Probe, plan: Plan) -> Plan:
     ranks = frozenset(rank for rank, fault in faults.items() if not fault)
     if not ranks:
         raise RefusedError(next(iter(faults.values())))
+    if not _keeps_autocast(probe, plan, next(iter(ranks))):
+        raise RefusedError("its forward turns autocast off for its Linears")
     probe.copy.train()
     _draw(probe, plan)
     training = not any(_fault(probe, plan, form, rank) for form in plan.forms for rank in ranks)
@@ -108,6 +111,28 @@ def _fault(probe: Probe, plan: Plan, form: Form, rank: int) -> str:
         return f"its forward fails on a small input ({type(error).__name__}: {error})"
     wrong = [name for name in leaves if not same(grads[0][name], grads[1][name])]
     return f"the gradient of {wrong[0]} differs from the operator's" if wrong else ""
+
+
+def _keeps_autocast(probe: Probe, plan: Plan, rank: int) -> bool:
+    """Whether the Linears run under the caller's autocast; tensors in float64 themselves are never cast."""
+    seen: list[bool] = []
+    linears = [descendant(probe.copy, path) for path in (plan.down, plan.up)]
+    for device in ("cpu", "cuda"):
+        hook = partial(_note_autocast, device, seen)
+        handles = [linear.register_forward_pre_hook(hook) for linear in linears if linear is not None]
+        before = torch.is_autocast_enabled(device)
+        torch.set_autocast_enabled(device, True)
+        try:
+            probe.run(probe.call(plan.forms[0].key, rank))
+        finally:
+            torch.set_autocast_enabled(device, before)
+            for handle in handles:
+                handle.remove()
+    return all(seen)
+
+
+def _note_autocast(device: str, seen: list[bool], *_: object) -> None:
+    seen.append(torch.is_autocast_enabled(device))
 
 
 def _listed(results: Tensor | tuple[Tensor, ...]) -> list[Tensor]:

@@ -102,6 +102,8 @@ _PYTHON = (
      _only("patch", "drop_path")),
     ("patch_without_gradients", "aim_fast/verification.py", "if not same(grads[0][name], grads[1][name])", "if False",
      _only("patch", "detached")),
+    ("patch_autocast_off", "aim_fast/verification.py", "if not _keeps_autocast(probe, plan, next(iter(ranks))):",
+     "if False:", _only("patch", "without_autocast")),
     ("patch_dims_not_tried", "aim_fast/verification.py", "for rank, fault in faults.items() if not fault)",
      "for rank in faults)", _only("patch", "scale_11d")),
     ("patch_random_state", "aim_fast/verification.py", "        torch.random.fork_rng(devices=[]),\n", "",

@@ -156,6 +156,12 @@ class Mlp(nn.Module):
         return self.fc2(self.act(self.fc1(x)))
 
 
+class WithoutAutocast(Bottleneck):
+    def forward(self, x: Tensor) -> Tensor:
+        with torch.autocast("cpu", enabled=False):
+            return x + self.branch(x.to(self.D_fc1.weight.dtype))
+
+
 class ReturnsDict(Bottleneck):
     def forward(self, x: Tensor) -> Any:
         return {"y": self.branch(x)}
@@ -194,6 +200,7 @@ REFUSED: dict[str, tuple[Callable[[], nn.Module], str]] = {
     "own_activation": (partial(Temporal, nn.Mish), "holds a Mish (act)"),
     "across_tokens": (AcrossTokens, "computes something else"),
     "mlp": (Mlp, "widens 24 to 96: no bottleneck"),
+    "without_autocast": (WithoutAutocast, "turns autocast off"),
     "returns_dict": (ReturnsDict, "returns a dict"),
     "casts": (Casts, "returns torch.float32 for an x of torch.float64"),
 }
