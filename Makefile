@@ -4,6 +4,8 @@
 PYTHON ?= python3
 # Another build of torch: make test TORCH="torch==2.13.0 --index-url ..."
 TORCH ?= torch==2.13.0
+# Without what it depends on: torchvision would bring another build of torch. The rest comes with adapters.
+TIMM := timm==1.0.31
 # More arguments for the command of a target: make test ARGS="-k module -x"
 ARGS ?=
 BIN := .venv/bin
@@ -40,6 +42,7 @@ help: ## list the targets
 .venv/installed: .venv/torch pyproject.toml
 	$(BIN)/pip install -q "setuptools>=77" ninja
 	AIM_FAST_BUILD=none $(BIN)/pip install -q --no-build-isolation -e ".[dev]"
+	$(BIN)/pip install -q --no-deps $(TIMM)
 	@touch $@
 
 build: .venv/installed ## set up .venv and compile what changed

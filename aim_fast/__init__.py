@@ -5,7 +5,10 @@ y = scale * row_scale * f(x) [+ x] [+ residual],  f(x) = act(x @ w1.T + b1) @ w2
 
 from aim_fast.dispatch import Backend, Explanation, backends, use_backend
 from aim_fast.functional import adapter, explain
-from aim_fast.module import Adapter, QuickGELU, SAdapter2, T_Adapter, init_adapters
+from aim_fast.layers import QuickGELU
+from aim_fast.module import Adapter, SAdapter2, T_Adapter, init_adapters
+from aim_fast.patch_report import Report
+from aim_fast.patching import patch, unpatch
 from aim_fast.reference import ACTIVATIONS
 
 __version__ = "0.1.0"
@@ -15,11 +18,14 @@ __all__ = [
     "Backend",
     "Explanation",
     "QuickGELU",
+    "Report",
     "SAdapter2",
     "T_Adapter",
     "adapter",
     "backends",
     "explain",
     "init_adapters",
+    "patch",
+    "unpatch",
     "use_backend",
 ]

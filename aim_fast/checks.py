@@ -87,7 +87,7 @@ def check_arguments(
         _refuse_shape("b1", b1, (hidden,), "[H]", "pass None for no bias")
     if b2 is not None and b2.shape != (width,):
         _refuse_shape("b2", b2, (width,), "[D]", "pass None for no bias")
-    if isinstance(scale, Tensor) and scale.shape not in ((), (1,), (width,)):
+    if isinstance(scale, Tensor) and (scale.dim() > 1 or (scale.numel() != 1 and scale.numel() != width)):
         raise ValueError(f"adapter: scale is {list(scale.shape)}; expected shape [1] or [D] = [{width}]")
     if residual is not None and residual.shape != shape:
         _refuse_shape("residual", residual, shape, "x", "expand it to x's shape first")

@@ -12,60 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from aim_fast.functional import adapter
-
-
-class QuickGELU(nn.Module):
-    """z * sigmoid(1.702 z), elementwise: CLIP's GELU."""
-
-    def forward(self, z: Tensor) -> Tensor:
-        return z * torch.sigmoid(1.702 * z)
-
-
-_BY_CLASS: dict[type, str] = {
-    nn.ReLU: "relu",
-    nn.SiLU: "silu",
-    nn.Tanh: "tanh",
-    nn.Identity: "identity",
-    QuickGELU: "quick_gelu",
-}
-
-
-def activation_name(act: nn.Module) -> str | None:
-    """The operator's name for an activation module, or None when it has to run by itself.
-
-    Only exact classes count, since a subclass may compute anything; so do hooks, which make a module its own. Most code
-    bases define a QuickGELU of their own: such a class is known once an instance without state computes the same.
-    """
-    if _has_hooks(act) or "forward" in act.__dict__:
-        return None
-    kind = type(act)
-    if kind is nn.GELU:
-        return "gelu" if act.approximate == "none" else "gelu_tanh"
-    if kind is nn.LeakyReLU:
-        return "leaky_relu" if act.negative_slope == 0.01 else None
-    if kind not in _BY_CLASS and kind.__name__ == "QuickGELU" and _is_quick_gelu(act):
-        _BY_CLASS[kind] = "quick_gelu"
-    return _BY_CLASS.get(kind)
-
-
-def _is_quick_gelu(act: nn.Module) -> bool:
-    if torch.compiler.is_compiling() or list(act.children()) or act.state_dict():
-        return False
-    z = torch.linspace(-8, 8, 33, device="cpu")
-    y = act(z)
-    # Under a fake mode there are no values to compare.
-    return type(y) is Tensor and torch.allclose(y, QuickGELU()(z), rtol=1e-6, atol=1e-6)
-
-
-def _has_hooks(module: nn.Module) -> bool:
-    return bool(
-        module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks
-    )
-
-
-def _is_plain_linear(linear: nn.Module) -> bool:
-    """Whether calling `linear` does nothing but x @ weight.T + bias with the parameters it holds."""
-    return type(linear) is nn.Linear and not _has_hooks(linear) and "forward" not in linear.__dict__
+from aim_fast.layers import activation_name, is_plain_linear
 
 
 class _Bottleneck(nn.Module):
@@ -75,9 +22,9 @@ class _Bottleneck(nn.Module):
         super().__init__()
         hidden = int(D_features * mlp_ratio)
         self.act = act_layer()
-        activation_name(self.act)  # learns a QuickGELU of another code base here, where no compiler traces
         self.D_fc1 = nn.Linear(D_features, hidden)
         self.D_fc2 = nn.Linear(hidden, D_features)
+        activation_name(self.act)  # a class of others is tried now, not while the first call is compiled
 
     def _skip(self) -> bool:
         raise NotImplementedError
@@ -97,7 +44,7 @@ class _Bottleneck(nn.Module):
         """
         down, up = self.D_fc1, self.D_fc2
         name = activation_name(self.act)
-        if name is not None and _is_plain_linear(down) and _is_plain_linear(up):
+        if name is not None and is_plain_linear(down) and is_plain_linear(up):
             return adapter(
                 x,
                 down.weight,

@@ -19,7 +19,7 @@ from torch import Tensor
 
 import aim_fast
 import interpreter
-from aim_fast import module
+from aim_fast import module, plan
 from judge import BACKEND, DEVICE, is_refusal
 
 MISSING = next(row.reason for row in aim_fast.backends() if row.name == "cpu") if BACKEND == "cpu" else ""
@@ -107,15 +107,16 @@ def seed() -> None:
 
 @pytest.fixture
 def calls(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
-    """The keywords of every call of the operator that a module makes."""
+    """The keywords of every call of the operator that a module makes, one of ours or a patched one."""
     seen: list[dict[str, Any]] = []
-    real = module.adapter
+    real = aim_fast.adapter
 
     def noted(*arguments: Tensor, **keywords: Any) -> Tensor:
         seen.append(keywords)
         return real(*arguments, **keywords)
 
-    monkeypatch.setattr(module, "adapter", noted)
+    for room in (module, plan):
+        monkeypatch.setattr(room, "adapter", noted)
     return seen
 
 
