@@ -9,6 +9,7 @@ from aim_fast.layers import QuickGELU
 from aim_fast.module import Adapter, SAdapter2, T_Adapter, init_adapters
 from aim_fast.patch_report import Report
 from aim_fast.patching import patch, unpatch
+from aim_fast.prepack import prepack
 from aim_fast.reference import ACTIVATIONS
 
 __version__ = "0.1.0"
@@ -26,6 +27,7 @@ __all__ = [
     "explain",
     "init_adapters",
     "patch",
+    "prepack",
     "unpatch",
     "use_backend",
 ]

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from aim_fast import dispatch, ops, reference
+from aim_fast import dispatch, ops, packed, reference
 from aim_fast.checks import check_arguments
 
 # Anything of another class may be a DTensor, whose module takes a second to import: only who made one has done so.
@@ -109,6 +109,8 @@ def _run(x, w1, b1, w2, b2, scale_tensor, row_scale, residual, activation, skip,
     if residual is not None and residual.stride(-1) != 1 and residual.shape[-1] != 1:
         residual = residual.contiguous()
     if not (torch.is_grad_enabled() and _any_requires_grad(tensors)):
+        if backend == "cpu" and not torch.compiler.is_compiling() and packed.is_kept(w1, w2):
+            return packed.forward(x, w1, b1, w2, b2, scale_tensor, row_scale, residual, activation, skip, alpha, dtype)
         return ops.adapter_forward(
             x, w1, b1, w2, b2, scale_tensor, row_scale, residual, activation, skip, alpha, dtype, False
         )[0]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -119,5 +120,8 @@ def is_plain_linear(linear: nn.Module) -> bool:
 
 
 def is_plain_tensor(t: Tensor) -> bool:
-    """Whether products of t are those of its numbers: quantized and distributed tensors have a class of their own."""
-    return type(t) in _PLAIN_TENSORS
+    """Whether the operator takes t: quantized tensors and others with a class of their own run as written."""
+    if type(t) in _PLAIN_TENSORS:
+        return True
+    distributed = sys.modules.get("torch.distributed.tensor")  # imported once somebody has made one
+    return distributed is not None and isinstance(t, distributed.DTensor)

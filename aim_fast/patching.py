@@ -20,7 +20,7 @@ from torch import nn
 
 from aim_fast.module import _Bottleneck
 from aim_fast.patch_report import Report, Row
-from aim_fast.plan import Plan, fused, unmet
+from aim_fast.plan import Plan, descendant, fused, unmet
 from aim_fast.recognition import RefusedError, is_candidate, parts
 from aim_fast.verification import make_plan
 
@@ -70,6 +70,13 @@ def _fused_again(plan: Plan, make: Callable[..., nn.Module], args: tuple[Any, ..
 
 def _is_patched(module: nn.Module) -> bool:
     return _ORIGINAL in type(module).__dict__
+
+
+def patched_linears(module: nn.Module) -> tuple[nn.Module, nn.Module] | None:
+    """The two Linears of a patched module, down and up; None for any other module."""
+    plan = getattr(type(module), _PLAN, None)
+    found = None if plan is None else (descendant(module, plan.down), descendant(module, plan.up))
+    return None if found is None or None in found else found
 
 
 def patch(model: nn.Module, verify: bool = True, dry_run: bool = False) -> Report:

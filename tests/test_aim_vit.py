@@ -88,14 +88,13 @@ def test_nothing_is_regrouped(calls: list[dict]) -> None:
     assert all(call["residual"] is not None for call in calls)
 
 
-@pytest.mark.usefixtures("fused")
 def test_whole_model() -> None:
     sizes: Any = {"frames": 2, "size": 32, "width": D, "depth": 2, "two_temporal": True}
-    models = {kind: AimViT(kind, 5, **sizes).eval() for kind in BLOCKS}
+    models = {kind: AimViT(kind, 5, **sizes).eval().double() for kind in BLOCKS}
     drawn(models["plain"])
     for model in models.values():
         model.load_state_dict(models["plain"].state_dict())
-    clips = torch.randn(2, 2, 3, 32, 32)
+    clips = torch.randn(2, 2, 3, 32, 32, dtype=torch.float64)
 
     def run(model: Any, clips: Tensor) -> dict[str, Tensor]:
         model.zero_grad()
@@ -103,13 +102,15 @@ def test_whole_model() -> None:
         y.square().sum().backward()
         return {"y": y.detach()} | {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
 
-    truth = run(copy.deepcopy(models["plain"]).double(), clips.double())
+    truth, ours = (run(models[kind], clips) for kind in ("plain", "aim_fast"))
     assert all(
         any(key in name for key in ("Adapter", "temporal_embedding", "ln_post", "cls_head"))
         for name in truth
         if name != "y"
     )
-    assert_judged(run(models["aim_fast"], clips), run(models["plain"], clips), truth)
+    # In float64, since from block to block a model makes as much of a rounding as it likes; blocks are judged above.
+    for name, value in truth.items():
+        assert (ours[name] - value).abs().max() <= 1e-9 * value.abs().max(), name
 
 
 def test_sizes_of_vit_b_16() -> None:
