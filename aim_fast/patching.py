@@ -75,8 +75,10 @@ def _is_patched(module: nn.Module) -> bool:
 def patched_linears(module: nn.Module) -> tuple[nn.Module, nn.Module] | None:
     """The two Linears of a patched module, down and up; None for any other module."""
     plan = getattr(type(module), _PLAN, None)
-    found = None if plan is None else (descendant(module, plan.down), descendant(module, plan.up))
-    return None if found is None or None in found else found
+    if plan is None:
+        return None
+    down, up = descendant(module, plan.down), descendant(module, plan.up)
+    return None if down is None or up is None else (down, up)
 
 
 def patch(model: nn.Module, verify: bool = True, dry_run: bool = False) -> Report:
