@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 import aim_fast
 from aim_fast import packed
+from aim_fast.testing import assert_within_budget
 from judge import make_inputs
 
 D, H = 72, 20
@@ -57,15 +58,17 @@ def without(adapter: nn.Module, x: Tensor, **options: Any) -> Tensor:
 
 @pytest.mark.parametrize("rows", [0, 1, 2, 3, 7, 12, 40, 197])
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_same_results(isa: str, used: list[bool], dtype: torch.dtype, rows: int) -> None:
+def test_same_results(isa: str, seed: None, used: list[bool], dtype: torch.dtype, rows: int) -> None:
     adapter, x = drawn(dtype), torch.randn(rows, D).to(dtype)
     expected = without(adapter, x, scale=0.5, residual=x)
+    with aim_fast.use_backend("eager"):
+        truth = without(copy.deepcopy(adapter).double(), x.double(), scale=0.5, residual=x.double())
     assert aim_fast.prepack(adapter) == 1
     with torch.no_grad():
         for _ in range(2):
             y = adapter(x, scale=0.5, residual=x)
-            # Few rows may take another way through the kernel then.
-            torch.testing.assert_close(y, expected, rtol=4 * torch.finfo(dtype).eps, atol=4 * torch.finfo(dtype).eps)
+            # Few rows may take another way through the kernel, which sums in another order.
+            assert_within_budget("y", y, expected, truth)
     assert used == [True, True]
     if rows > 16:
         assert torch.equal(y, expected)
