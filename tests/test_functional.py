@@ -33,11 +33,12 @@ def output_gradient(tensors: Tensors) -> Tensor:
 SUBSETS = [set(names) for size in (0, 1, 2, 6, 7) for names in combinations(TRAINABLE, size)]
 
 
+@pytest.mark.parametrize("shape", [(3, 11, 40), (3, 1, 40)], ids=["many", "few"])
 @pytest.mark.parametrize("recompute", [False, True])
 @pytest.mark.parametrize("wanted", SUBSETS, ids=lambda names: "+".join(sorted(names)) or "none")
-def test_gradients_as_asked(fused: None, wanted: set[str], recompute: bool) -> None:
+def test_gradients_as_asked(fused: None, wanted: set[str], recompute: bool, shape: tuple[int, ...]) -> None:
     """Each subset: those asked for are right, the others None."""
-    tensors = inputs()
+    tensors = inputs(shape=shape)
     dy = output_gradient(tensors)
     leaves = {name: t.clone().requires_grad_(name in wanted) for name, t in tensors.items()}
     y = aim_fast.adapter(**leaves, skip=True, recompute=recompute)

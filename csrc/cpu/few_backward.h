@@ -52,7 +52,7 @@ class FewBackward {
     Layout layout;
     auto floats = [&](bool wanted, int64_t n) { return layout.add(wanted ? n * sizeof(float) : 0); };
     auto doubles = [&](int64_t n) { return layout.add(n * sizeof(double)); };
-    const bool with_x = p_.dw1 || !p_.z;
+    const bool with_x = p_.dw1 || (!p_.z && (need_dz_ || need_h_));
     const size_t x = floats(with_x, p_.M * ld_d_), dy = floats(true, p_.M * ld_d_);
     const size_t scaled = floats(bool(p_.scale), p_.M * ld_d_);
     const size_t z = floats(!p_.z, p_.M * ld_h_);
