@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from aim_fast.checks import DTYPES
 from aim_fast.functional import adapter, compute_dtype
 from aim_fast.late_results import late_results, later_hidden
-from aim_fast.layers import activation_name, is_plain, is_plain_linear, is_plain_tensor
+from aim_fast.layers import activation_name, is_idle_dropout, is_plain, is_plain_linear, is_plain_tensor
 
 Path = tuple[str, ...]  # the names that lead from the module to a descendant or an attribute
 
@@ -125,7 +125,7 @@ def unmet(plan: Plan, module: nn.Module) -> str:
             return f"{'.'.join(path)} is no plain nn.Linear"
     for path in plan.dropouts:
         dropout = descendant(module, path)
-        if dropout is None or not is_plain(dropout) or (dropout.training and dropout.p):
+        if dropout is None or not is_idle_dropout(dropout):
             return f"{'.'.join(path)} is active"
     for path, kind in plan.others:
         other = descendant(module, path)

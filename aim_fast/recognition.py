@@ -13,11 +13,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import skip_init
 
-from aim_fast.layers import activation_name, is_plain, own_attributes
+from aim_fast.layers import DROPOUTS, activation_name, is_plain, own_attributes
 from aim_fast.plan import Path
 
 _CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
-_DROPOUTS = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.FeatureAlphaDropout)
 _SIMPLE = (bool, int, float, complex, str, bytes, type(None), torch.dtype, type, type(lambda: 0), type(len))
 
 
@@ -141,7 +140,7 @@ def _sort(found: Structure, path: Path, part: nn.Module) -> None:
     name = ".".join(path)
     if not is_plain(part):
         raise RefusedError(f"{name} has a forward of its own")
-    if type(part) in _DROPOUTS:
+    if type(part) in DROPOUTS:
         found.dropouts.append(path)
     elif type(part) in _CONTAINERS:
         found.others.append((path, type(part)))
