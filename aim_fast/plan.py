@@ -107,6 +107,13 @@ def descendant(module: nn.Module, path: Path) -> nn.Module | None:
     return found
 
 
+def frozen(value: Any) -> Any:
+    """A setting as it is now: lists and dicts, which change in place, as tuples."""
+    if type(value) in (tuple, list):
+        return tuple([frozen(item) for item in value])
+    return tuple([(key, frozen(item)) for key, item in value.items()]) if type(value) is dict else value
+
+
 def read_scale(plan: Plan, module: nn.Module) -> Any:
     """The scale as the module holds it now."""
     if isinstance(plan.scale, float):
@@ -132,7 +139,7 @@ def unmet(plan: Plan, module: nn.Module) -> str:
         if other is None or type(other) is not kind or not is_plain(other):
             return f"{'.'.join(path)} has changed"
     for path, name, value in plan.guards:
-        now = getattr(descendant(module, path), name, None)
+        now = frozen(getattr(descendant(module, path), name, None))
         if type(now) is not type(value) or now != value:
             return f"{'.'.join((*path, name))} is {now!r}"
     if any(descendant(module, a) is not descendant(module, b) for a, b in plan.same):
