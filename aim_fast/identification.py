@@ -34,10 +34,13 @@ def identify(probe: Probe) -> Plan:
             scale = path
     unused = [(path, part) for path in parts.acts if path != act and (part := descendant(probe.copy, path))]
     guards = [*parts.guards, *(guard for path, part in unused for guard in guards_of(part, path))]
+    forms = tuple(form for key in probe.keys if (form := _form(probe, key, rank, activation, scale)))
+    if not forms:  # what explained one call does not explain the next
+        raise RefusedError(_difference(probe, key, rank))
     return Plan(
         names=probe.names,
         positional=probe.positional,
-        forms=tuple(form for key in probe.keys if (form := _form(probe, key, rank, activation, scale))),
+        forms=forms,
         down=parts.down,
         up=parts.up,
         act=act,

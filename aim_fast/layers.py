@@ -22,6 +22,7 @@ class QuickGELU(nn.Module):
         return z * torch.sigmoid(1.702 * z)
 
 
+DROPOUTS = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.FeatureAlphaDropout)
 _OF_CLASS: dict[type, Callable[[Any], str | None]] = {
     nn.GELU: lambda act: "gelu" if act.approximate == "none" else "gelu_tanh",
     nn.LeakyReLU: lambda act: "leaky_relu" if act.negative_slope == 0.01 else None,
@@ -117,6 +118,11 @@ def is_plain(module: nn.Module) -> bool:
 def is_plain_linear(linear: nn.Module) -> bool:
     """Whether calling `linear` does nothing but x @ weight.T + bias with the parameters it holds."""
     return type(linear) is nn.Linear and is_plain(linear) and is_plain_tensor(linear.weight)
+
+
+def is_idle_dropout(module: nn.Module) -> bool:
+    """Whether calling the module is the identity, as dropout is outside training or with probability zero."""
+    return type(module) in DROPOUTS and is_plain(module) and not (module.training and module.p)
 
 
 def is_plain_tensor(t: Tensor) -> bool:

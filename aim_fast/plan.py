@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from aim_fast.checks import DTYPES
 from aim_fast.functional import adapter, compute_dtype
 from aim_fast.late_results import late_results, later_hidden
-from aim_fast.layers import activation_name, is_plain, is_plain_linear, is_plain_tensor
+from aim_fast.layers import activation_name, is_idle_dropout, is_plain, is_plain_linear, is_plain_tensor
 
 Path = tuple[str, ...]  # the names that lead from the module to a descendant or an attribute
 
@@ -107,6 +107,13 @@ def descendant(module: nn.Module, path: Path) -> nn.Module | None:
     return found
 
 
+def frozen(value: Any) -> Any:
+    """A setting as it is now: lists and dicts, which change in place, as tuples."""
+    if type(value) in (tuple, list):
+        return tuple([frozen(item) for item in value])
+    return tuple([(key, frozen(item)) for key, item in value.items()]) if type(value) is dict else value
+
+
 def read_scale(plan: Plan, module: nn.Module) -> Any:
     """The scale as the module holds it now."""
     if isinstance(plan.scale, float):
@@ -125,14 +132,14 @@ def unmet(plan: Plan, module: nn.Module) -> str:
             return f"{'.'.join(path)} is no plain nn.Linear"
     for path in plan.dropouts:
         dropout = descendant(module, path)
-        if dropout is None or not is_plain(dropout) or (dropout.training and dropout.p):
+        if dropout is None or not is_idle_dropout(dropout):
             return f"{'.'.join(path)} is active"
     for path, kind in plan.others:
         other = descendant(module, path)
         if other is None or type(other) is not kind or not is_plain(other):
             return f"{'.'.join(path)} has changed"
     for path, name, value in plan.guards:
-        now = getattr(descendant(module, path), name, None)
+        now = frozen(getattr(descendant(module, path), name, None))
         if type(now) is not type(value) or now != value:
             return f"{'.'.join((*path, name))} is {now!r}"
     if any(descendant(module, a) is not descendant(module, b) for a, b in plan.same):

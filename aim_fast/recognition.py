@@ -13,11 +13,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import skip_init
 
-from aim_fast.layers import activation_name, is_plain, own_attributes
-from aim_fast.plan import Path
+from aim_fast.layers import DROPOUTS, activation_name, is_plain, own_attributes
+from aim_fast.plan import Path, frozen
 
 _CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
-_DROPOUTS = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.FeatureAlphaDropout)
 _SIMPLE = (bool, int, float, complex, str, bytes, type(None), torch.dtype, type, type(lambda: 0), type(len))
 
 
@@ -141,7 +140,7 @@ def _sort(found: Structure, path: Path, part: nn.Module) -> None:
     name = ".".join(path)
     if not is_plain(part):
         raise RefusedError(f"{name} has a forward of its own")
-    if type(part) in _DROPOUTS:
+    if type(part) in DROPOUTS:
         found.dropouts.append(path)
     elif type(part) in _CONTAINERS:
         found.others.append((path, type(part)))
@@ -173,7 +172,7 @@ def _settings(module: nn.Module) -> dict[str, Any]:
     classes = type(module).__mro__[: type(module).__mro__.index(nn.Module)]
     of_classes = {n: v for kind in reversed(classes) for n, v in vars(kind).items() if not n.startswith("__")}
     found = {name: value for name, value in of_classes.items() if not callable(value)} | own_attributes(module)
-    return {name: value for name, value in found.items() if _is_simple(value)}
+    return {name: frozen(value) for name, value in found.items() if _is_simple(value)}
 
 
 def guards_of(module: nn.Module, path: Path) -> list[tuple[Path, str, Any]]:
@@ -181,6 +180,6 @@ def guards_of(module: nn.Module, path: Path) -> list[tuple[Path, str, Any]]:
 
 
 def _is_simple(value: Any) -> bool:
-    if type(value) is tuple:
-        return all(map(_is_simple, value))
+    if type(value) in (tuple, list, dict):
+        return all(map(_is_simple, [*value, *value.values()] if isinstance(value, dict) else value))
     return type(value) in _SIMPLE or isinstance(value, Enum)

@@ -38,9 +38,14 @@ def make_plan(module: nn.Module, verify: bool) -> Plan:
     if "forward" in module.__dict__:
         raise RefusedError("it has a forward of its own on the instance")
     with _undisturbed():
-        probe = Probe(module)
-        plan = identify(probe)
-        return _verified(probe, plan) if verify else plan
+        try:
+            probe = Probe(module)
+            plan = identify(probe)
+            return _verified(probe, plan) if verify else plan
+        except RefusedError:
+            raise
+        except Exception as error:  # a class of others may refuse anything
+            raise RefusedError(f"it cannot be tried ({type(error).__name__}: {error})") from error
 
 
 @contextmanager

@@ -36,6 +36,7 @@ from aim_vit import BLOCKS, AimViT
 from devices import DEVICES
 from harness import DTYPES, Step
 from machine import provenance
+from share import Saved
 
 RIVALS = {"plain": "plain", "patched": "plain", "fused": "aim_fast"}  # the kind of block that each is made of
 CLASSES = 400
@@ -173,10 +174,19 @@ def measure(sizes: Sizes, what: str, dtype: str, seconds: float) -> list[dict[st
                 "us": {name: 1e6 * value for name, value in medians.items()},
                 "speedup": {name: medians["plain"] / value for name, value in medians.items()},
                 "peak_mib": {name: DEVICES["cpu"].peak_bytes(one) / memory.MIB for name, one in run.items()},
+                "saved_mib": {name: saved_mib(module, x) for name, module in made.items()} if kind == "train" else {},
                 "errors": {name: asdict(error) for name, error in errors.items()},
             }
         )
     return rows
+
+
+def saved_mib(module: nn.Module, x: Tensor) -> float:
+    """MiB that one forward keeps for the backward, parameters left out."""
+    saved = Saved(module)
+    with saved.hooks:
+        module(x)
+    return saved.mib()
 
 
 def freeze(block: nn.Module) -> nn.Module:
@@ -187,13 +197,14 @@ def freeze(block: nn.Module) -> nn.Module:
 
 
 def table(rows: list[dict[str, Any]]) -> str:
-    """Milliseconds, how many times plain's speed, and the peak of memory beyond weights and inputs."""
-    lines = [("", "", "", *(f"{name} ms" for name in RIVALS), "patched", "fused", *(f"{name} MiB" for name in RIVALS))]
+    """Milliseconds, how many times plain's speed, and MiB: kept for the backward, and at most at once."""
+    titles = [f"{name} {unit}" for unit in ("saved", "peak") for name in RIVALS]
+    lines = [("", "", "", *(f"{name} ms" for name in RIVALS), "patched", "fused", *titles)]
     for row in rows:
         times = [f"{row['us'][name] / 1e3:.1f}" for name in RIVALS]
-        peaks = [f"{row['peak_mib'][name]:.1f}" for name in RIVALS]
+        sizes = [f"{row[kind][name]:.1f}" if row[kind] else "" for kind in ("saved_mib", "peak_mib") for name in RIVALS]
         ratios = [f"{row['speedup'][name]:.2f} x" for name in ("patched", "fused")]
-        lines.append((row["what"], row["dtype"], row["pass"], *times, *ratios, *peaks))
+        lines.append((row["what"], row["dtype"], row["pass"], *times, *ratios, *sizes))
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     return "\n".join("  ".join(cell.rjust(width) for cell, width in zip(line, widths, strict=True)) for line in lines)
 

@@ -26,6 +26,8 @@ def test_rows(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         assert row["speedup"]["plain"] == 1.0
         assert all(value > 0 for value in (*row["us"].values(), *row["peak_mib"].values()))
         assert all(error["ok"] and error["eager_error"] > 0 for error in row["errors"].values())
+        if row["pass"] == "train":
+            assert row["saved_mib"]["fused"] <= row["saved_mib"]["patched"] < row["saved_mib"]["plain"]
         assert (row["clips"], row["frames"], row["depth"]) == (2, 2, 1)
     text = capsys.readouterr().out.splitlines()
     assert len([line for line in text if line.split()[:1] in (["block"], ["model"])]) == len(rows)

@@ -158,6 +158,22 @@ def test_changed_attribute_runs_as_written(calls: list[dict]) -> None:
     assert len(calls) == 1
 
 
+def test_changed_setting_in_a_dict_runs_as_written(calls: list[dict]) -> None:
+    class Configured(Spatial):
+        settings = {"sizes": [1, 2]}  # noqa: RUF012, as others write it
+
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(x) if self.settings["sizes"][0] == 1 else x
+
+    patched = patched_copy(drawn(Configured()), calls)
+    x = torch.randn(5, D)
+    patched(x)
+    assert len(calls) == 1
+    Configured.settings["sizes"][0] = 3
+    assert torch.equal(patched(x), x)
+    assert len(calls) == 1
+
+
 def test_activation_is_read_at_every_call(calls: list[dict]) -> None:
     original: Any = drawn(Original(D))
     patched = patched_copy(original, calls)

@@ -135,6 +135,17 @@ class OtherActivation(Bottleneck):
         return x + self.D_fc2(F.mish(self.D_fc1(x)))
 
 
+class SquashedScale(Bottleneck):
+    """The scale is a function of a parameter."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.gate = nn.Parameter(torch.zeros(1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + torch.tanh(self.gate) * self.branch(x)
+
+
 class AcrossTokens(Bottleneck):
     """Mixes rows: what is left of each row's mean."""
 
@@ -198,6 +209,7 @@ REFUSED: dict[str, tuple[Callable[[], nn.Module], str]] = {
     "scale_before_bias": (ScaleBeforeBias, "computes something else"),
     "other_activation": (OtherActivation, "computes something else"),
     "own_activation": (partial(Temporal, nn.Mish), "holds a Mish (act)"),
+    "squashed_scale": (SquashedScale, "computes something else"),
     "across_tokens": (AcrossTokens, "computes something else"),
     "mlp": (Mlp, "widens 24 to 96: no bottleneck"),
     "without_autocast": (WithoutAutocast, "turns autocast off"),
