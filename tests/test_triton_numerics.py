@@ -60,6 +60,19 @@ def test_budget(interpreted: Interpreted, name: str) -> None:
     interpreted(judge_case, name)
 
 
+def judge_each_row(activation: str) -> None:
+    inputs = make_inputs((33, 32), 96, FP32, bias=False)
+    sizes = torch.logspace(-3, 0 if activation == "tanh" else 3, 33).unsqueeze(1)
+    dy = torch.randn(33, 32, generator=torch.Generator().manual_seed(1))
+    judge(inputs | {"x": inputs["x"] * sizes}, dy * sizes.flip(0), activation=activation, per_row=True)
+
+
+@pytest.mark.parametrize("activation", aim_fast.ACTIVATIONS)
+def test_budget_of_each_row(interpreted: Interpreted, activation: str) -> None:
+    """Rows from 1e-3 to 1e3, each judged by its own size, as in test_numerics.py."""
+    interpreted(judge_each_row, activation)
+
+
 @contextmanager
 def planned(kernel: str, change: Callable[[tiling.Plan], tiling.Plan]) -> Iterator[None]:
     """Every plan of a kernel changed."""
