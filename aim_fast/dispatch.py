@@ -37,6 +37,7 @@ class Call(NamedTuple):
     dtypes: set[torch.dtype]
     tensors: Sequence[Tensor | None] = ()
     dtype: torch.dtype = torch.float32
+    skip: bool = False
 
 
 @dataclass(frozen=True)
@@ -149,7 +150,7 @@ def _has_tiles(call: Call) -> bool:
 def _triton_advice(call: Call) -> Advice:
     if torch.compiler.is_compiling():
         return Advice(True, "triton: chosen without weighing, since sizes are symbols under torch.compile")
-    return Advice(*triton_launch.advice(call.tensors, call.dtype))
+    return Advice(*triton_launch.advice(call.tensors, call.dtype, call.skip))
 
 
 # In order of preference; the last row takes every call. Filled at import: what torch.compile traces only reads it.
@@ -216,14 +217,14 @@ def use_backend(name: str) -> Iterator[None]:
         _forced.name = before
 
 
-def select(device: str, tensors: Sequence[Tensor | None], dtype: torch.dtype) -> Explanation:
-    """The backend for a call on this device with these tensors (as in `Call`) and this compute dtype.
+def select(device: str, tensors: Sequence[Tensor | None], dtype: torch.dtype, skip: bool = False) -> Explanation:
+    """The backend for a call on this device with these tensors (as in `Call`), this compute dtype, and skip or not.
 
     Raises ValueError when the forced backend is unknown, not available or cannot take the call.
     """
     dtypes = {t.dtype for t in tensors if t is not None}
     dtypes.add(dtype)
-    call = Call(device, dtypes, tensors, dtype)
+    call = Call(device, dtypes, tensors, dtype, skip)
     forced = _forced.name
     reasons: list[str] = []
     if forced != "auto":

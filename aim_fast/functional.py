@@ -54,7 +54,7 @@ def adapter(
     check_arguments(x, w1, b1, w2, b2, activation, scale, row_scale, residual)
     dtype = compute_dtype(x, w1, b1, w2, b2)
     alpha, scale_tensor = (1.0, scale) if isinstance(scale, Tensor) else (float(scale), None)
-    choice = dispatch.select(x.device.type, (x, w1, b1, w2, b2, scale_tensor, row_scale, residual), dtype)
+    choice = dispatch.select(x.device.type, (x, w1, b1, w2, b2, scale_tensor, row_scale, residual), dtype, skip)
     if choice.backend == "eager":
         return reference.composition(
             x,
@@ -123,7 +123,7 @@ def explain(
     check_arguments(x, w1, b1, w2, b2, activation, scale, row_scale, residual)
     scale_tensor = scale if isinstance(scale, Tensor) else None
     dtype = compute_dtype(x, w1, b1, w2, b2)
-    return dispatch.select(x.device.type, (x, w1, b1, w2, b2, scale_tensor, row_scale, residual), dtype)
+    return dispatch.select(x.device.type, (x, w1, b1, w2, b2, scale_tensor, row_scale, residual), dtype, skip)
 
 
 def compute_dtype(x: Tensor, w1: Tensor, b1: Tensor | None, w2: Tensor, b2: Tensor | None) -> torch.dtype:

@@ -182,9 +182,14 @@ TILES: dict[int, _Table] = {
     },
 }
 
-# Few rows fill a GPU by small tiles, the same for every family: only wgmma and tcgen05 want 64 rows or more.
+# Smaller tiles beside those of `TILES`, the same for every family, for few rows and for a last wave that would be
+# short: from 64 rows on wgmma and tcgen05 serve, below them mma.sync.
 FEW: _Table = {
-    "half": {"fwd": (Tile(512, 32, 64, 32, 128, 8, 2),), "dx": (Tile(512, 32, 64, 32, 128, 8, 2),), "dw": ()},
+    "half": {
+        "fwd": (Tile(256, 64, 64, 32, 128, 8, 3), Tile(512, 32, 64, 32, 128, 8, 2)),
+        "dx": (Tile(256, 64, 64, 32, 128, 8, 3), Tile(512, 32, 64, 32, 128, 8, 2)),
+        "dw": (),
+    },
     "amp": {"fwd": (Tile(256, 32, 32, 32, 64, 8, 2),), "dx": (Tile(256, 32, 32, 32, 64, 8, 2),), "dw": ()},
     "tf32": {"fwd": (), "dx": (), "dw": ()},
     "ieee": {"fwd": (), "dx": (), "dw": ()},

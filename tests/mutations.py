@@ -175,7 +175,7 @@ _TRITON = (
     ("triton_normal_law", "kernels/activation.py", "b_p * b_t + 0.230739988", "b_p * b_t + 0.2307", _only("triton_numerics", "pointwise")),
     ("triton_relu_stops_nan", "kernels/activation.py", "tl.where(b_z < 0, 0.0, b_z)", "tl.where(b_z > 0, b_z, 0.0)",
      _only("triton_numerics", "nonfinite")),
-    ("triton_tanh_cancels", "kernels/activation.py", "4.0 * b_s * (1.0 - b_s)", "1.0 - b_far * b_far", _only("triton_numerics", "each_row")),
+    ("triton_tanh_near_zero", "kernels/activation.py", "b_square - 3.33332819422e-1", "b_square - 3.332e-1", _only("triton_numerics", "pointwise")),
     ("triton_third_stride", "kernels/blocks.py", "return i_0 * stride_0 + (o_0", "return (o_0", _only("triton_numerics", "transposed_three")),
     ("triton_padding_of_h", _FWD, "b_h = tl.where(o_h < H, b_h, 0.0)", "b_h = b_h", _only("triton_numerics", "nonfinite")),
     ("triton_padding_of_dz", _BWD, "b_dz = tl.where(m_h[None, :], b_dz, 0.0)", "b_dz = b_dz", _only("triton_numerics", "nonfinite")),

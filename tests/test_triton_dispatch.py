@@ -59,6 +59,15 @@ def test_many_rows_are_fused_by_estimate(h100: None) -> None:
     assert "for a train step" in str(select(call_of()))
 
 
+def test_what_stands_around_the_branch_counts(h100: None) -> None:
+    """Eager needs passes of its own for skip; ViT-L without them is even, by estimate."""
+    x, w1 = torch.empty(65792, 1024, device="meta").bfloat16(), torch.empty(256, 1024, device="meta").bfloat16()
+    tensors = (x, w1, None, w1.t(), None, None, None, None)
+    with torch.no_grad():
+        assert dispatch.select("cuda", tensors, torch.bfloat16, False).backend == "eager"
+        assert dispatch.select("cuda", tensors, torch.bfloat16, True).backend == "triton"
+
+
 def test_few_rows_go_to_eager_by_estimate(h100: None) -> None:
     explanation = select(call_of(M=7))
     assert explanation.backend == "eager"

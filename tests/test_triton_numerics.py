@@ -183,6 +183,9 @@ def check_nonfinite(activation: str) -> None:
     tensors = {"x": torch.tensor([[NAN], [INF], [-INF]]), "w1": one, "b1": None, "w2": one, "b2": None}
     got = evaluate(aim_fast.adapter, tensors, ones, wanted=["x"], activation=activation)
     assert_same_positions(got, exact(tensors, ones, wanted=["x"], activation=activation))
+    # An infinite dy comes through one hidden unit as it is, whatever pads H.
+    got = evaluate(aim_fast.adapter, tensors | {"x": ones}, ones * INF, wanted=["x"], activation=activation)
+    assert got["dx"].isposinf().all()
     for name, place, value in (("x", (2, 5), NAN), ("w1", (3, 7), INF), ("b2", 39, NAN), ("row_scale", 4, INF)):
         tensors, dy = full(FP32, 9, 40, 12)
         tensors[name][place] = value  # type: ignore[index]
