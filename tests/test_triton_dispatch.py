@@ -120,7 +120,7 @@ def no_version(name: str) -> str:
     [
         (None, "13.0", r"Triton is not installed; pip install triton"),
         (lambda name: "3.1.0", "13.0", r"Triton is 3\.1\.0; pip install 'triton>=3\.2'"),
-        (lambda name: "3.6.0", None, r"built without CUDA; install a CUDA build"),
+        (lambda name: "3.6.0", None, r"built without CUDA, .*; install a CUDA build"),
         (lambda name: "3.10.1+git", "13.0", ""),
         (no_version, "13.0", ""),
     ],
