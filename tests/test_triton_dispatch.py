@@ -180,7 +180,8 @@ def check_layouts(x: str, residual: str | None) -> None:
     """The real kernels lay their results out as the fake ones say."""
     arguments = forward_arguments(torch.bfloat16, x_as=LAYOUTS[x], residual_as=LAYOUTS[residual] if residual else None)
     op = torch.ops.aim_fast.adapter_forward.default
-    assert describe(op(*arguments)) == fake(op, arguments)
+    for of_dtypes in (arguments, (arguments[0].float(), *arguments[1:])):
+        assert describe(op(*of_dtypes)) == fake(op, of_dtypes)
     op = torch.ops.aim_fast.adapter_backward.default
     arguments = backward_arguments(torch.bfloat16, dy_as=LAYOUTS[x])
     results: tuple[Tensor, ...] = op(*arguments)

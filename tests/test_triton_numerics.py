@@ -44,6 +44,16 @@ MORE = {
     # Several tiles of rows and several slices of them, the last ones ragged.
     "tiles": Case((1031, 24), 6, FP32, residual_as=padded_rows, scale=(24,), row_scale=(1031,)),
     "tiles_bf16": Case((523, 48), 12, BF16, x_as=padded_rows, scale=(1,)),
+    # More dimensions than the kernels walk, in every tensor.
+    "four_strided": Case(
+        (2, 3, 4, 3, 24),
+        8,
+        BF16,
+        x_as=turned(3, 1, 0, 2, 4),
+        dy_as=turned(2, 0, 3, 1, 4),
+        residual_as=turned(1, 3, 0, 2, 4),
+        row_scale=(3, 1, 3),
+    ),
     "samples": Case((7, 43, 32), 8, BF16, x_as=turned(1, 0, 2), residual_as=same, row_scale=(7, 1)),
     **{f"{name}_all": Case((61, 40), 24, FP32, name, spread=4.0) for name in aim_fast.ACTIVATIONS},
 }
