@@ -89,7 +89,6 @@ def _launch(
     H, D = w1.shape
     M = dy.numel() // D
     load = load_class(dtype, dy, w1, w2)
-    dx_plan = plan(dy.get_device(), "dx", load, M, D, H)
     leading = dy.shape[:-1]
     x = x if dw1 is not None else None
     factors = None if row_scale is None else row_scale.expand(leading)
@@ -111,6 +110,7 @@ def _launch(
     def workspace(want: bool, *shape: int, dtype: torch.dtype = torch.float32) -> Tensor | None:
         return torch.empty(shape, dtype=dtype, device=dy.device) if want else None
 
+    dx_plan = plan(dy.get_device(), "dx", load, M, D, H, dims=rows.dims)
     tile, wide_scale = dx_plan.tile, scale is not None and scale.numel() != 1
     tiles = -(-M // tile.block_m)
     dz = workspace(dw1 is not None, M, H, dtype=dtype)

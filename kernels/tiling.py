@@ -196,6 +196,9 @@ FEW: _Table = {
     "ieee": {"fwd": (), "dx": (), "dw": ()},
 }
 SPLITS = (1, 2, 4, 8)
+# The most rows of a tile of fwd and dx whose rows have more than one dimension: their 64-bit offsets live in registers,
+# and with all terms of the operator larger tiles spill.
+STRIDED_ROWS = {80: 32, 90: 64, 100: 64}
 
 
 def family(gpu: Gpu) -> int | None:
@@ -245,10 +248,10 @@ def cost(gpu: Gpu, load: str, M: int, D: int, H: int, tile: Tile, split: int) ->
     return -(-programs // gpu.sms) * (moved + 12e3 * steps)
 
 
-def plans(gpu: Gpu, kernel: str, load: str, M: int, D: int, H: int, sides: int = 1) -> list[Plan]:
+def plans(gpu: Gpu, kernel: str, load: str, M: int, D: int, H: int, sides: int = 1, dims: int = 1) -> list[Plan]:
     """Every plan that the table allows, the most promising first; empty where no tile serves.
 
-    sides: of "dw", how many of its two products are wanted.
+    sides: of "dw", how many of its two products are wanted. dims: of the rows, as blocks.py walks them.
     """
     found = tiles(gpu, kernel, load, H)
     if kernel == "dw":
@@ -261,6 +264,8 @@ def plans(gpu: Gpu, kernel: str, load: str, M: int, D: int, H: int, sides: int =
             )
             for tile in found
         ]
+    if dims > 1:
+        found = tuple(tile for tile in found if tile.block_m <= STRIDED_ROWS[family(gpu) or 80])
     options = [(tile, split) for tile in found for split in SPLITS if split == 1 or split * tile.block_d <= D]
     options.sort(key=lambda option: cost(gpu, load, M, D, H, *option))
     return [Plan(tile, parts(H, tile.part), split) for tile, split in options]
