@@ -41,7 +41,9 @@ help: ## list the targets
 
 .venv/installed: .venv/torch pyproject.toml
 	$(BIN)/pip install -q "setuptools>=77" ninja
-	AIM_FAST_BUILD=none $(BIN)/pip install -q --no-build-isolation -e ".[dev]"
+	@# torch's CUDA builds bring the Triton that they need; no other one then.
+	extras=dev$$($(BIN)/python -c 'import triton' 2>/dev/null || echo ,test-triton); \
+	AIM_FAST_BUILD=none $(BIN)/pip install -q --no-build-isolation -e ".[$$extras]"
 	$(BIN)/pip install -q --no-deps $(TIMM)
 	@touch $@
 

@@ -39,6 +39,7 @@ class Call(NamedTuple):
     device: str
     tensors: Sequence[Tensor | None]
     dtype: torch.dtype
+    skip: bool
 
 
 @dataclass(frozen=True)
@@ -107,7 +108,7 @@ def library_path() -> Path:
 def _load_library() -> str:
     """Load the compiled library. Returns why it is not there, with the remedy, or an empty string."""
     if INTERPRETED:
-        return "cpu: Triton's interpreter has taken its place, since TRITON_INTERPRET=1 is set; unset it"
+        return "Triton's interpreter has taken its place, since TRITON_INTERPRET=1 is set; unset it"
     path = library_path()
     if not path.exists():
         info = _HERE / "_build_info.json"
@@ -124,15 +125,15 @@ def _load_library() -> str:
 def _load_triton() -> str:
     """Register the Triton kernels. Returns why they are not there, with the remedy, or an empty string."""
     if importlib.util.find_spec("triton") is None:
-        return "triton: Triton is not installed; pip install triton (torch's CUDA builds for Linux bring it)"
+        return "Triton is not installed; pip install triton (torch's CUDA builds for Linux bring it)"
     try:
         version = importlib.metadata.version("triton")
     except importlib.metadata.PackageNotFoundError:
         version = "3.2"  # a build under another name, which came with its torch
     if tuple(map(int, re.findall(r"\d+", version)[:2])) < (3, 2):
-        return f"triton: Triton is {version}; pip install 'triton>=3.2'"
+        return f"Triton is {version}; pip install 'triton>=3.2'"
     if torch.version.cuda is None and not INTERPRETED:
-        return f"triton: torch {torch.__version__} is built without CUDA; install a CUDA build of torch"
+        return f"torch {torch.__version__} is built without CUDA, which Triton needs; install a CUDA build of torch"
     triton_launch.register()
     return ""
 
@@ -169,7 +170,7 @@ def _has_tiles(call: Call) -> bool:
 def _triton_advice(call: Call) -> Advice:
     if torch.compiler.is_compiling():
         return Advice(True, "triton: chosen without weighing, since sizes are symbols under torch.compile")
-    return Advice(*triton_launch.advice(call.tensors, call.dtype))
+    return Advice(*triton_launch.advice(call.tensors, call.dtype, call.skip))
 
 
 # In order of preference; the last row takes every call. Filled at import: what torch.compile traces only reads it.

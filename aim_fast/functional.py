@@ -82,7 +82,7 @@ def adapter(
 def _run(x, w1, b1, w2, b2, scale_tensor, row_scale, residual, activation, skip, alpha, dtype, recompute):
     """`adapter` once its arguments are checked, its dtype is known and its scale is split."""
     tensors = (x, w1, b1, w2, b2, scale_tensor, row_scale, residual)
-    backend = dispatch.choose(dispatch.Call(x.device.type, tensors, dtype))
+    backend = dispatch.choose(dispatch.Call(x.device.type, tensors, dtype, skip))
     if backend == "eager":
         return reference.composition(
             x,
@@ -152,7 +152,7 @@ def explain(
     scale_tensor = scale if isinstance(scale, Tensor) else None
     dtype = compute_dtype(x, w1, b1, w2, b2)
     tensors = (x, w1, b1, w2, b2, scale_tensor, row_scale, residual)
-    return dispatch.select(dispatch.Call(x.device.type, tensors, dtype))
+    return dispatch.select(dispatch.Call(x.device.type, tensors, dtype, skip))
 
 
 def compute_dtype(x: Tensor, w1: Tensor, b1: Tensor | None, w2: Tensor, b2: Tensor | None) -> torch.dtype:

@@ -89,23 +89,28 @@ def _launch(
     H, D = w1.shape
     M = dy.numel() // D
     load = load_class(dtype, dy, w1, w2)
-    dx_plan = plan(dy.get_device(), "dx", load, M, D, H)
     leading = dy.shape[:-1]
     x = x if dw1 is not None else None
     factors = None if row_scale is None else row_scale.expand(leading)
     out = dx
-    rows, dw_rows = rows_of(leading, dy, factors, out), rows_of(leading, x, dy)
-    if rows is None or dw_rows is None:
-        # More than three dimensions that do not merge: the rows are copied.
-        dy, x, factors = contiguous(dy, x, factors)
+    # More than three dimensions that do not merge: the rows are copied.
+    rows = rows_of(leading, dy, factors, out)
+    if rows is None:
+        dy, factors = contiguous(dy, factors)
         out = None if dx is None else torch.empty(dx.shape, dtype=dx.dtype, device=dx.device)
-        rows, dw_rows = rows_of(leading, dy, factors, out), rows_of(leading, x, dy)
+        rows = rows_of(leading, dy, factors, out)
         assert rows is not None
+    dw_dy = dy
+    dw_rows = rows_of(leading, x, dw_dy)
+    if dw_rows is None:
+        x, dw_dy = contiguous(x, dw_dy)
+        dw_rows = rows_of(leading, x, dw_dy)
         assert dw_rows is not None
 
     def workspace(want: bool, *shape: int, dtype: torch.dtype = torch.float32) -> Tensor | None:
         return torch.empty(shape, dtype=dtype, device=dy.device) if want else None
 
+    dx_plan = plan(dy.get_device(), "dx", load, M, D, H, dims=rows.dims)
     tile, wide_scale = dx_plan.tile, scale is not None and scale.numel() != 1
     tiles = -(-M // tile.block_m)
     dz = workspace(dw1 is not None, M, H, dtype=dtype)
@@ -145,7 +150,7 @@ def _launch(
     slices, ws_dw1, ws_dw2 = 0, None, None
     sides = (dz is not None) + (h is not None)
     if sides:
-        load = load_class(dtype, x, dy if h is not None else None)
+        load = load_class(dtype, x, dw_dy if h is not None else None)
         dw_plan = plan(dy.get_device(), "dw", load, M, D, H, sides)
         tile = dw_plan.tile
         per_slice = -(-M // (dw_plan.split * tile.block_m)) * tile.block_m
@@ -154,7 +159,7 @@ def _launch(
         kernels().dw[(-(-D // tile.block_d), sides, slices)](
             x,
             dz,
-            dy if h is not None else None,
+            dw_dy if h is not None else None,
             h,
             ws_dw1,
             ws_dw2,

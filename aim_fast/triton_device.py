@@ -75,9 +75,9 @@ def has_tiles(index: int, load: str, H: int) -> bool:
 
 
 @functools.lru_cache(maxsize=4096)
-def plan(index: int, kernel: str, load: str, M: int, D: int, H: int, sides: int = 1) -> tiling.Plan:
+def plan(index: int, kernel: str, load: str, M: int, D: int, H: int, sides: int = 1, dims: int = 1) -> tiling.Plan:
     """How a kernel runs on device `index`, which has tiles for it. `aim_fast.tune` clears this cache."""
-    return tuning.plan(gpu(index), kernel, load, M, D, H, sides)
+    return tuning.plan(gpu(index), kernel, load, M, D, H, sides, dims)
 
 
 def constants(how: tiling.Plan, D: int, H: int, dtype: torch.dtype, load: str) -> dict[str, Any]:

@@ -33,7 +33,6 @@ def launch(
     H, D = w1.shape
     M = x.numel() // D
     load = load_class(dtype, x, w1, w2)
-    how = plan(x.get_device(), "fwd", load, M, D, H)
     leading, target = x.shape[:-1], y
     rows = rows_of(leading, x, row_scale, residual, y)
     if rows is None:
@@ -42,6 +41,7 @@ def launch(
         y = None if y is None else torch.empty(y.shape, dtype=y.dtype, device=y.device)
         rows = rows_of(leading, x, row_scale, residual, y)
         assert rows is not None
+    how = plan(x.get_device(), "fwd", load, M, D, H, dims=rows.dims)
     tile = how.tile
     kernels().fwd[(-(-M // tile.block_m), how.split)](
         x,

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from aim_fast import tuning
+from aim_fast import reference, tuning
 from aim_fast.kernels import estimate
 from aim_fast.triton_backward import backward
 from aim_fast.triton_device import INTERPRETED, gpu, has_tiles, load_class
@@ -28,10 +28,23 @@ def takes(tensors: Sequence[Any], dtype: torch.dtype) -> bool:
     return has_tiles(x.get_device(), load_class(dtype, x, w1, w2), w1.shape[0])
 
 
-def advice(tensors: Sequence[Any], dtype: torch.dtype) -> tuple[bool, str]:
+def advice(tensors: Sequence[Any], dtype: torch.dtype, skip: bool) -> tuple[bool, str]:
     """Whether the kernels are worth it for a call, and the words for it. A train step counts where grad is enabled."""
-    x, w1, _, w2 = tensors[:4]
+    x, w1, _, w2, _, scale, row_scale, residual = tensors
     H, D = w1.shape
-    load = load_class(dtype, x, w1, w2)
-    case = estimate.Case(x.numel() // D, D, H, load, x.itemsize, w1.itemsize, dtype.itemsize, dtype.itemsize)
+    y = reference.output_dtype(dtype, x, skip, residual)
+    case = estimate.Case(
+        x.numel() // D,
+        D,
+        H,
+        load_class(dtype, x, w1, w2),
+        x.itemsize,
+        w1.itemsize,
+        dtype.itemsize,
+        y.itemsize,
+        skip,
+        scale is not None or row_scale is not None,
+        residual is not None,
+        x.requires_grad,
+    )
     return tuning.advice(gpu(x.get_device()), case, torch.is_grad_enabled())

@@ -122,7 +122,7 @@ def main(arguments: list[str]) -> int:
     options = parser.parse_args(arguments)
     row = next(row for row in aim_fast.backends() if row.name == "triton")
     if row.reason or not torch.cuda.is_available():
-        print(f"nothing to tune: {row.reason or 'triton: torch sees no CUDA device; see nvidia-smi'}", file=sys.stderr)
+        print(f"nothing to tune: {row.reason or 'torch sees no CUDA device; see nvidia-smi'}", file=sys.stderr)
         return 1
     gpu = triton_device.gpu(torch.cuda.current_device())
     shapes = [Shape(load, M, D, H) for load in options.loads for D, H in SHAPES for M in ROWS]

@@ -143,12 +143,14 @@ def nearest(gpu: Gpu, load: str, M: int, D: int, H: int) -> Row | None:
     return near if near is not None and M / REACH <= near.M <= M * REACH else None
 
 
-def plan(gpu: Gpu, kernel: str, load: str, M: int, D: int, H: int, sides: int) -> Plan:
+def plan(gpu: Gpu, kernel: str, load: str, M: int, D: int, H: int, sides: int, dims: int = 1) -> Plan:
     """The plan of a kernel that has tiles: the one measured to be fastest, else what the tiling table puts first."""
     row = nearest(gpu, load, M, D, H)
-    if row is not None:
+    found = tiling.plans(gpu, kernel, load, M, D, H, sides, dims)
+    # Rows of more than one dimension were not measured: they may need a smaller tile.
+    if row is not None and row.plans[kernel].tile in {plan.tile for plan in found}:
         return row.plans[kernel]
-    return tiling.plans(gpu, kernel, load, M, D, H, sides)[0]
+    return found[0]
 
 
 @functools.lru_cache(maxsize=4096)

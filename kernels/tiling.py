@@ -105,7 +105,8 @@ TILES: dict[int, _Table] = {
                 Tile(192, 128, 64, 32, 64, 8, 3),
                 Tile(256, 64, 64, 64, 64, 8, 3),
                 Tile(320, 64, 64, 32, 128, 8, 3),
-                Tile(512, 64, 32, 32, 128, 8, 3),
+                # 64 rows at H = 512 spill under Triton 3.9.
+                Tile(512, 32, 64, 32, 128, 8, 2),
             ),
             "dw": (
                 Tile(64, 64, 0, 128, 64, 8, 3),
@@ -182,14 +183,22 @@ TILES: dict[int, _Table] = {
     },
 }
 
-# Few rows fill a GPU by small tiles, the same for every family: only wgmma and tcgen05 want 64 rows or more.
+# Smaller tiles beside those of `TILES`, the same for every family, for few rows and for a last wave that would be
+# short: from 64 rows on wgmma and tcgen05 serve, below them mma.sync.
 FEW: _Table = {
-    "half": {"fwd": (Tile(512, 32, 64, 32, 128, 8, 2),), "dx": (Tile(512, 32, 64, 32, 128, 8, 2),), "dw": ()},
+    "half": {
+        "fwd": (Tile(256, 64, 64, 32, 128, 8, 3), Tile(512, 32, 64, 32, 128, 8, 2)),
+        "dx": (Tile(256, 64, 64, 32, 128, 8, 3), Tile(512, 32, 64, 32, 128, 8, 2)),
+        "dw": (),
+    },
     "amp": {"fwd": (Tile(256, 32, 32, 32, 64, 8, 2),), "dx": (Tile(256, 32, 32, 32, 64, 8, 2),), "dw": ()},
     "tf32": {"fwd": (), "dx": (), "dw": ()},
     "ieee": {"fwd": (), "dx": (), "dw": ()},
 }
 SPLITS = (1, 2, 4, 8)
+# The most rows of a tile of fwd and dx whose rows have more than one dimension: their 64-bit offsets live in registers,
+# and with all terms of the operator larger tiles spill.
+STRIDED_ROWS = {80: 32, 90: 64, 100: 64}
 
 
 def family(gpu: Gpu) -> int | None:
@@ -239,10 +248,10 @@ def cost(gpu: Gpu, load: str, M: int, D: int, H: int, tile: Tile, split: int) ->
     return -(-programs // gpu.sms) * (moved + 12e3 * steps)
 
 
-def plans(gpu: Gpu, kernel: str, load: str, M: int, D: int, H: int, sides: int = 1) -> list[Plan]:
+def plans(gpu: Gpu, kernel: str, load: str, M: int, D: int, H: int, sides: int = 1, dims: int = 1) -> list[Plan]:
     """Every plan that the table allows, the most promising first; empty where no tile serves.
 
-    sides: of "dw", how many of its two products are wanted.
+    sides: of "dw", how many of its two products are wanted. dims: of the rows, as blocks.py walks them.
     """
     found = tiles(gpu, kernel, load, H)
     if kernel == "dw":
@@ -255,6 +264,8 @@ def plans(gpu: Gpu, kernel: str, load: str, M: int, D: int, H: int, sides: int =
             )
             for tile in found
         ]
+    if dims > 1:
+        found = tuple(tile for tile in found if tile.block_m <= STRIDED_ROWS[family(gpu) or 80])
     options = [(tile, split) for tile in found for split in SPLITS if split == 1 or split * tile.block_d <= D]
     options.sort(key=lambda option: cost(gpu, load, M, D, H, *option))
     return [Plan(tile, parts(H, tile.part), split) for tile, split in options]

@@ -44,6 +44,16 @@ MORE = {
     # Several tiles of rows and several slices of them, the last ones ragged.
     "tiles": Case((1031, 24), 6, FP32, residual_as=padded_rows, scale=(24,), row_scale=(1031,)),
     "tiles_bf16": Case((523, 48), 12, BF16, x_as=padded_rows, scale=(1,)),
+    # More dimensions than the kernels walk, in every tensor.
+    "four_strided": Case(
+        (2, 3, 4, 3, 24),
+        8,
+        BF16,
+        x_as=turned(3, 1, 0, 2, 4),
+        dy_as=turned(2, 0, 3, 1, 4),
+        residual_as=turned(1, 3, 0, 2, 4),
+        row_scale=(3, 1, 3),
+    ),
     "samples": Case((7, 43, 32), 8, BF16, x_as=turned(1, 0, 2), residual_as=same, row_scale=(7, 1)),
     **{f"{name}_all": Case((61, 40), 24, FP32, name, spread=4.0) for name in aim_fast.ACTIVATIONS},
 }
@@ -58,6 +68,19 @@ def judge_case(name: str) -> None:
 @pytest.mark.parametrize("name", EVERY)
 def test_budget(interpreted: Interpreted, name: str) -> None:
     interpreted(judge_case, name)
+
+
+def judge_each_row(activation: str) -> None:
+    inputs = make_inputs((33, 32), 96, FP32, bias=False)
+    sizes = torch.logspace(-3, 0 if activation == "tanh" else 3, 33).unsqueeze(1)
+    dy = torch.randn(33, 32, generator=torch.Generator().manual_seed(1))
+    judge(inputs | {"x": inputs["x"] * sizes}, dy * sizes.flip(0), activation=activation, per_row=True)
+
+
+@pytest.mark.parametrize("activation", aim_fast.ACTIVATIONS)
+def test_budget_of_each_row(interpreted: Interpreted, activation: str) -> None:
+    """Rows from 1e-3 to 1e3, each judged by its own size, as in test_numerics.py."""
+    interpreted(judge_each_row, activation)
 
 
 @contextmanager
@@ -89,7 +112,8 @@ def full(dtype: torch.dtype, M: int = 37, D: int = 150, H: int = 24) -> tuple[Te
 
 
 def judge_split(kernel: str, split: int) -> None:
-    tensors, dy = full(BF16)
+    # Ten slices of one block of rows, more than are added up in one turn.
+    tensors, dy = full(BF16, 581, 24, 6) if kernel == "dw" else full(BF16)
     whole = judge(tensors, dy, skip=True)
     with planned(kernel, lambda plan: plan._replace(split=split)):
         parted = judge(tensors, dy, skip=True)
@@ -170,6 +194,9 @@ def check_nonfinite(activation: str) -> None:
     tensors = {"x": torch.tensor([[NAN], [INF], [-INF]]), "w1": one, "b1": None, "w2": one, "b2": None}
     got = evaluate(aim_fast.adapter, tensors, ones, wanted=["x"], activation=activation)
     assert_same_positions(got, exact(tensors, ones, wanted=["x"], activation=activation))
+    # An infinite dy comes through one hidden unit as it is, whatever pads H.
+    got = evaluate(aim_fast.adapter, tensors | {"x": ones}, ones * INF, wanted=["x"], activation=activation)
+    assert got["dx"].isposinf().all()
     for name, place, value in (("x", (2, 5), NAN), ("w1", (3, 7), INF), ("b2", 39, NAN), ("row_scale", 4, INF)):
         tensors, dy = full(FP32, 9, 40, 12)
         tensors[name][place] = value  # type: ignore[index]

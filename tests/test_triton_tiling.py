@@ -71,6 +71,10 @@ def test_every_h_has_tiles_or_none(family: int, load: str) -> None:
     for H in range(1, 520):
         served = {bool(tiling.tiles(GPUS[family], kernel, load, H)) for kernel in tiling.KERNELS}
         assert served == {(512 if load == "half" else 256) >= H}
+        for kernel in ("fwd", "dx"):
+            strided = tiling.plans(GPUS[family], kernel, load, 50432, 768, H, dims=2)
+            assert bool(strided) in served
+            assert all(plan.tile.block_m <= tiling.STRIDED_ROWS[family] for plan in strided)
 
 
 @pytest.mark.parametrize("M", [1, 197, 1576, 12608, 401408])
