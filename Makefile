@@ -95,6 +95,6 @@ mutate: build ## plant faults one by one: the suite must catch each
 	$(BIN)/python tests/mutate.py $(ARGS)
 
 clean: ## remove what the targets made
-	rm -rf .venv build dist *.egg-info aim_fast/libaim_fast.so aim_fast/_build_info.json aim_fast/kernels
+	rm -rf .venv build dist *.egg-info aim_fast/libaim_fast.so aim_fast/_build_info.json
 	rm -rf .mypy_cache .pytest_cache .ruff_cache .benchmarks
 	find . -name __pycache__ -prune -exec rm -rf {} +

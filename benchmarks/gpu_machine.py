@@ -24,15 +24,6 @@ import json, torch
 there = torch.cuda.is_available()
 print(json.dumps({"torch": torch.__version__, "gpu": torch.cuda.get_device_name() if there else None}))
 """
-# Whether they are found, and are those of this checkout.
-_FIND = """
-import pathlib
-try:
-    import aim_fast.kernels
-except ModuleNotFoundError:
-    raise SystemExit(1)
-raise SystemExit(pathlib.Path.cwd() not in pathlib.Path(aim_fast.kernels.__file__).resolve().parents)
-"""
 
 
 @dataclass(frozen=True)
@@ -81,15 +72,3 @@ def look() -> Machine | None:
     sanitizer = shutil.which("compute-sanitizer") or shutil.which("compute-sanitizer", path=str(toolkit))
     pytest, xdist = (importlib.util.find_spec(name) is not None for name in ("pytest", "xdist"))
     return Machine(found["torch"], found["gpu"], pytest, xdist, sanitizer)
-
-
-def link_kernels(root: Path) -> bool:
-    """Put kernels/ where an installation has it, unless it is found there; whether that was needed.
-
-    pyproject.toml maps it for an installation, editable or not; in a plain checkout nothing does.
-    """
-    inside = root / "aim_fast" / "kernels"
-    if not (root / "kernels").is_dir() or inside.exists() or not python(["-c", _FIND], 60, root=root).status:
-        return False
-    inside.symlink_to(Path("..", "kernels"), target_is_directory=True)
-    return True
