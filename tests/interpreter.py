@@ -52,6 +52,20 @@ def mend() -> None:
         rounded = ((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16).astype(np.uint16)
         return handle(np.where(np.isnan(src.data), np.uint16(0x7FC0), rounded), tl.bfloat16)
 
+    store, load = builder.create_masked_store, builder.create_masked_load
+
+    def of_bools(mask: Any) -> Any:
+        """A mask as 3.6 has it; 3.9 makes int32 of two that are joined by &, and refuses that beside 16-bit values."""
+        return handle(mask.data.astype(np.bool_), tl.int1)
+
+    def masked_store(self: Any, ptrs: Any, value: Any, mask: Any, *rest: Any) -> Any:
+        return store(self, ptrs, value, of_bools(mask), *rest)
+
+    def masked_load(self: Any, ptrs: Any, mask: Any, *rest: Any) -> Any:
+        return load(self, ptrs, of_bools(mask), *rest)
+
+    builder.create_masked_store, builder.create_masked_load = masked_store, masked_load
+
     def patch_lang_tensor(tensor: Any, *scope: Any) -> None:
         patch_tensor(tensor, *scope)
         tensor.__index__ = lambda self: int(np.asarray(self.handle.data).reshape(()))
