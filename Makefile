@@ -20,7 +20,7 @@ CPP := $(shell find csrc -name '*.h' -o -name '*.cpp')
 # One thread a worker: two workers fill two cores, and the tests about threads set their own number.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist worksteal -p no:benchmark
 
-SANITIZED := functional mixed nonfinite numerics threads
+SANITIZED := functional mixed nonfinite numerics prepack threads
 
 .PHONY: help build test bench gpu-check lint format sanitize mutate example results clean
 .DEFAULT_GOAL := help

@@ -34,7 +34,10 @@ class Backward {
         need_dz_(p_.dx || p_.dw1 || p_.db1),
         need_h_(p_.dw2 || p_.dscale),
         blocks_(cut_rows(p_.M, kCutFor)),
-        group_(p_.dw1 || p_.dw2 ? least<int64_t>(blocks_.count, 2 * p_.threads) : blocks_.count),
+        run_(ceil_div(Op::kPerUnit * kMaxBlockRows, blocks_.rows)),
+        group_(p_.dw1 || p_.dw2
+                   ? least(blocks_.count, run_ * ceil_div(2 * p_.threads * kMaxBlockRows, run_ * blocks_.rows))
+                   : blocks_.count),
         lines_d_(lines_of<Op>(p_.D)),
         lines_h_(lines_of<Op>(p_.H)),
         panels_d_(ceil_div(p_.D, kNR)),
@@ -277,8 +280,7 @@ class Backward {
     const Unit* right = (of_w1 ? x_ : dy_) + i * kNR;
     float* sums = (of_w1 ? dw1_ : g_) + i * weight_panel();
     const int64_t rows = least(group_now_ * blocks_.rows, p_.M - first_block_ * blocks_.rows);
-    // Blocks follow each other without a gap: kPerUnit of them give a sum long enough to pay for fetching the tile.
-    const int64_t step = Op::kPerUnit * blocks_.rows;
+    const int64_t step = run_ * blocks_.rows;
     for (int64_t m = 0; m < rows; m += step) {
       const int64_t u = m / Op::kPerUnit, units = ceil_div(least(step, rows - m), Op::kPerUnit);
       for (int64_t n = 0; n < p_.H; n += kMR) {
@@ -324,6 +326,9 @@ class Backward {
   const BackwardParams& p_;
   const bool need_dz_, need_h_;
   const Blocks blocks_;
+  // Blocks that follow each other without a gap in a sum long enough to pay for fetching the tile it goes to. Groups
+  // hold whole runs, so that the sums do not depend on the number of threads.
+  const int64_t run_;
   const int64_t group_;  // blocks that share the paired buffers
   const int64_t lines_d_, lines_h_, panels_d_, panels_h_, ld_d_, ld_h_;
   int64_t first_block_ = 0, group_now_ = 0;
