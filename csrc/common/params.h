@@ -45,9 +45,15 @@ struct Array {
   explicit operator bool() const { return data != nullptr; }
 };
 
-// Runs task(context, i) for i in [0, count) on the threads of the host's pool, and returns when all are done.
-using Task = void (*)(void* context, int64_t i);
-using ParallelFor = void (*)(int64_t count, Task task, void* context);
+// A call in steps: the tasks of a step may run at once, and begin when all those of the step before are done.
+struct Steps {
+  int64_t count;
+  int64_t (*tasks)(const void* context, int64_t step);  // how many a step has
+  void (*run)(void* context, int64_t step, int64_t task);
+  void* context;
+};
+// Runs them on the threads of the host's pool, and returns when all are done.
+using RunSteps = void (*)(const Steps& steps);
 
 struct Problem {
   int64_t M, D, H;
@@ -60,7 +66,7 @@ struct Problem {
   bool skip;
   Dtype dtype;  // of the products
   int threads;  // in the host's pool; results do not depend on it
-  ParallelFor parallel_for;
+  RunSteps run_steps;
 };
 
 struct ForwardParams : Problem {

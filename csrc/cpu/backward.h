@@ -21,6 +21,7 @@
 #include "few_backward.h"
 #include "gradients.h"
 #include "scratch.h"
+#include "steps.h"
 
 namespace aim_fast::AIM_FAST_ISA {
 
@@ -51,20 +52,23 @@ class Backward {
     widen(p_.b1, p_.H, p_.H, 1.0f, 0.0f, b1_);
     widen(p_.scale, p_.D, p_.scale_size, 1.0f, 1.0f, scale_);
     widen(p_.b2, p_.D, p_.D, 1.0f, 0.0f, b2_);
-    each(2 * panels_h_ + panels_d_, &Backward::pack);
-    for (first_block_ = 0; first_block_ < blocks_.count; first_block_ += group_) {
-      const int64_t here = least(group_, blocks_.count - first_block_);
-      group_now_ = here;
-      each(here, &Backward::block);
-      if (p_.dw1 || p_.dw2) each(2 * panels_d_, &Backward::weights);
-      for (int64_t i = 0; i < here; ++i) {
-        if (p_.db1) accumulate(db1_parts_ + i * panels_h_ * kNR, p_.H, db1_);
-        if (p_.db2) accumulate(db2_parts_ + i * panels_d_ * kNR, p_.D, db2_);
-        if (p_.dscale) accumulate(dscale_parts_ + i * panels_d_ * kNR, p_.D, dscale_);
-      }
-    }
-    each(panels_d_, &Backward::finish);
+    run_steps(p_, last_step() + 1, this);
     finish_vectors(p_, scale_, db1_, db2_, dscale_);
+  }
+
+  // Step 0 packs, the last one finishes; between them every group has one for its blocks and one for the sums.
+  int64_t tasks(int64_t step) const {
+    if (step == 0) return 2 * panels_h_ + panels_d_;
+    if (step == last_step()) return panels_d_;
+    if (step % 2) return least(group_, blocks_.count - first_block(step));
+    return (p_.dw1 || p_.dw2 ? 2 * panels_d_ : 0) + 1;
+  }
+  void task(int64_t step, int64_t i) {
+    if (step == 0) return pack(i);
+    if (step == last_step()) return finish(i);
+    if (step % 2) return block(i, first_block(step) + i);
+    if (i + 1 < tasks(step)) return weights(first_block(step), i);
+    vectors(tasks(step - 1));
   }
 
  private:
@@ -75,17 +79,8 @@ class Backward {
   static int64_t panel_units(int64_t lines) { return lines * kUnits * kNR; }
   int64_t weight_panel() const { return round_up(p_.H, kStep) * kNR; }
 
-  using Method = void (Backward::*)(int64_t);
-  void each(int64_t count, Method method) {
-    method_ = method;
-    p_.parallel_for(
-        count,
-        [](void* self, int64_t i) {
-          auto* backward = static_cast<Backward*>(self);
-          (backward->*(backward->method_))(i);
-        },
-        this);
-  }
+  int64_t last_step() const { return 2 * ceil_div(blocks_.count, group_) + 1; }
+  int64_t first_block(int64_t step) const { return (step - 1) / 2 * group_; }
 
   void allocate() {
     Layout layout;
@@ -128,6 +123,15 @@ class Backward {
     for (int64_t i = 0; i < n; ++i) to[i] += static_cast<double>(from[i]);
   }
 
+  // The group's blocks to the sums of vectors, one after the other.
+  void vectors(int64_t blocks) {
+    for (int64_t i = 0; i < blocks; ++i) {
+      if (p_.db1) accumulate(db1_parts_ + i * panels_h_ * kNR, p_.H, db1_);
+      if (p_.db2) accumulate(db2_parts_ + i * panels_d_ * kNR, p_.D, db2_);
+      if (p_.dscale) accumulate(dscale_parts_ + i * panels_d_ * kNR, p_.D, dscale_);
+    }
+  }
+
   void pack(int64_t i) {
     if (i < panels_h_) {
       if (need_dz_) pack_panel<Op>(p_.w2, p_.D, p_.H, i * kNR, p_.dtype, w2_back_ + i * panel_units(lines_d_));
@@ -145,8 +149,9 @@ class Backward {
     }
   }
 
-  void block(int64_t i) {
-    const int64_t first = (first_block_ + i) * blocks_.rows, count = least(blocks_.rows, p_.M - first);
+  // Block `index`, the i-th of its group.
+  void block(int64_t i, int64_t index) {
+    const int64_t first = index * blocks_.rows, count = least(blocks_.rows, p_.M - first);
     Layout layout;
     const size_t d_at = layout.add(blocks_.rows * lines_d_ * kUnits * sizeof(Unit));
     const size_t h_at = layout.add(blocks_.rows * lines_h_ * kUnits * sizeof(Unit));
@@ -271,15 +276,15 @@ class Backward {
     });
   }
 
-  // Panel i of dw1, or of G, gains the rows of the group.
-  void weights(int64_t i) {
+  // Panel i of dw1, or of G, gains the rows of the group that begins with this block.
+  void weights(int64_t first_block, int64_t i) {
     const bool of_w1 = i < panels_d_;
     if (!(of_w1 ? p_.dw1 : p_.dw2)) return;
     i %= panels_d_;
     const Unit* left = of_w1 ? dz_ : h_;
     const Unit* right = (of_w1 ? x_ : dy_) + i * kNR;
     float* sums = (of_w1 ? dw1_ : g_) + i * weight_panel();
-    const int64_t rows = least(group_now_ * blocks_.rows, p_.M - first_block_ * blocks_.rows);
+    const int64_t rows = least(group_ * blocks_.rows, p_.M - first_block * blocks_.rows);
     const int64_t step = run_ * blocks_.rows;
     for (int64_t m = 0; m < rows; m += step) {
       const int64_t u = m / Op::kPerUnit, units = ceil_div(least(step, rows - m), Op::kPerUnit);
@@ -331,8 +336,6 @@ class Backward {
   const int64_t run_;
   const int64_t group_;  // blocks that share the paired buffers
   const int64_t lines_d_, lines_h_, panels_d_, panels_h_, ld_d_, ld_h_;
-  int64_t first_block_ = 0, group_now_ = 0;
-  Method method_ = nullptr;
   Unit *w1_back_, *w2_back_, *w1_, *w2_, *x_, *dy_, *dz_, *h_;
   float *dw1_, *g_, *b1_, *b2_, *scale_, *db1_parts_, *db2_parts_, *dscale_parts_;
   double *db1_, *db2_, *dscale_;

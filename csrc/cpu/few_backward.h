@@ -11,6 +11,7 @@
 #include "few.h"
 #include "gradients.h"
 #include "scratch.h"
+#include "steps.h"
 
 namespace aim_fast::AIM_FAST_ISA {
 
@@ -28,25 +29,18 @@ class FewBackward {
 
   void run() {
     allocate();
-    if (need_dz_ || need_h_) each(panels_h_, &FewBackward::hidden);
-    each(panels_d_ + (p_.dw1 ? panels_h_ : 0), &FewBackward::outer);
+    run_steps(p_, 2, this);
     finish_vectors(p_, scale_, db1_, db2_, dscale_);
   }
 
+  int64_t tasks(int64_t step) const {
+    if (step == 0) return need_dz_ || need_h_ ? panels_h_ : 0;
+    return panels_d_ + (p_.dw1 ? panels_h_ : 0);
+  }
+  void task(int64_t step, int64_t i) { step ? outer(i) : hidden(i); }
+
  private:
   static constexpr int64_t kMaxRows = few_rows<Op>;
-
-  using Method = void (FewBackward::*)(int64_t);
-  void each(int64_t count, Method method) {
-    method_ = method;
-    p_.parallel_for(
-        count,
-        [](void* self, int64_t i) {
-          auto* backward = static_cast<FewBackward*>(self);
-          (backward->*(backward->method_))(i);
-        },
-        this);
-  }
 
   void allocate() {
     Layout layout;
@@ -158,7 +152,6 @@ class FewBackward {
   const BackwardParams& p_;
   const bool need_dz_, need_h_;
   const int64_t panels_d_, panels_h_, ld_d_, ld_h_;
-  Method method_ = nullptr;
   char *dy_rows_[kMaxRows], *dx_rows_[kMaxRows];
   float factors_[kMaxRows];
   float *x_, *dy_, *scaled_, *z_, *dz_, *h_, *b1_, *b2_, *scale_;

@@ -8,6 +8,7 @@
 
 #include "few.h"
 #include "forward_tiles.h"
+#include "steps.h"
 
 namespace aim_fast::AIM_FAST_ISA {
 
@@ -28,9 +29,11 @@ class FewForward {
         store_span(x_ + m * ld_d_ + n, {rounded(v.low, p_.dtype), rounded(v.high, p_.dtype)});
       }
     }
-    p_.parallel_for(ld_h_ / kNR, [](void* self, int64_t i) { static_cast<FewForward*>(self)->hidden(i * kNR); }, this);
-    p_.parallel_for(ld_d_ / kNR, [](void* self, int64_t i) { static_cast<FewForward*>(self)->output(i * kNR); }, this);
+    run_steps(p_, 2, this);
   }
+
+  int64_t tasks(int64_t step) const { return (step ? ld_d_ : ld_h_) / kNR; }
+  void task(int64_t step, int64_t i) { step ? output(i * kNR) : hidden(i * kNR); }
 
  private:
   void hidden(int64_t n) {

@@ -18,6 +18,7 @@
 #include "few_forward.h"
 #include "forward_tiles.h"
 #include "scratch.h"
+#include "steps.h"
 
 namespace aim_fast::AIM_FAST_ISA {
 
@@ -40,12 +41,8 @@ class Forward {
     const size_t weights = layout_.add(p_.packed ? 0 : packed_bytes());
     char* base = scratch(Scratch::kCall, layout_.size());
     tiles_.fill(base);
-    if (p_.packed) {
-      find_panels(p_.packed);
-    } else {
-      pack(base + weights);
-    }
-    each(blocks_.count, &Forward::block);
+    find_panels(p_.packed ? p_.packed : base + weights);
+    run_steps(p_, 2, this);
   }
 
   // Of both weights in panels.
@@ -54,22 +51,13 @@ class Forward {
   }
   void pack(char* out) {
     find_panels(out);
-    each(panels_h_ + panels_d_, &Forward::pack_panel);
+    run_steps(p_, 1, this);
   }
+
+  int64_t tasks(int64_t step) const { return step ? blocks_.count : p_.packed ? 0 : panels_h_ + panels_d_; }
+  void task(int64_t step, int64_t i) { step ? block(i) : pack_panel(i); }
 
  private:
-  using Method = void (Forward::*)(int64_t);
-  void each(int64_t count, Method method) {
-    method_ = method;
-    p_.parallel_for(
-        count,
-        [](void* self, int64_t i) {
-          auto* forward = static_cast<Forward*>(self);
-          (forward->*(forward->method_))(i);
-        },
-        this);
-  }
-
   static int64_t panel_units(int64_t lines) { return lines * kUnits * kNR; }
 
   void find_panels(const char* packed) {
@@ -78,7 +66,7 @@ class Forward {
   }
 
   void pack_panel(int64_t i) {
-    // They are those that pack() was given to write.
+    // Not those that were packed before.
     Unit *w1 = const_cast<Unit*>(w1_), *w2 = const_cast<Unit*>(w2_);
     if (i < panels_h_) {
       pack_panel_transposed<Op>(p_.w1, p_.H, p_.D, i * kNR, p_.dtype, w1 + i * panel_units(lines_d_));
@@ -121,7 +109,6 @@ class Forward {
   ForwardTiles<Op> tiles_;
   const Blocks blocks_;
   const int64_t lines_d_, lines_h_, panels_d_, panels_h_;
-  Method method_ = nullptr;
   const Unit *w1_ = nullptr, *w2_ = nullptr;
 };
 
