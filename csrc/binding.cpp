@@ -35,15 +35,10 @@ Activation activation_of(const std::string& name) {
 
 constexpr int kSpins = 2000;  // some microseconds
 
-// How far a step is: tasks begun, tasks done.
-struct Progress {
-  std::atomic<int64_t> begun{0}, done{0};
-};
-
-// All steps in one region of the pool: entering and leaving one costs as much as a thread takes to wake up, which is
-// long once torch has more threads than cores, as after a first backward. Tasks are drawn one by one, so that a thread
-// that is held up delays none but its own; a step waits only for tasks that somebody is at work on.
-// Measured: EPYC (Zen 4), two threads after a backward, D = 768, H = 192, bf16: see benchmarks/results.
+// All steps in one region of the pool: entering and leaving one can cost as much as a thread takes to wake up. Every
+// thread has a share of each step's tasks, always the same one, so that its rows stay in its own cache from step to
+// step and from call to call; once done it draws from the others' shares, so that a thread that is held up delays none
+// but its own task. A step waits only for tasks that somebody is at work on.
 void run_steps(const Steps& steps) {
   int64_t most = 0;
   for (int64_t step = 0; step < steps.count; ++step) most = std::max(most, steps.tasks(steps.context, step));
@@ -54,28 +49,34 @@ void run_steps(const Steps& steps) {
     }
     return;
   }
-  const auto progress = std::make_unique<Progress[]>(steps.count);
+  // Of each step: how many tasks of each share have begun, and how many of all are done.
+  const auto progress = std::make_unique<std::atomic<int64_t>[]>(steps.count * (threads + 1));
   std::atomic<bool> failed{false};
   std::exception_ptr error;  // of the first task that failed; the others still run, since threads wait for them
-  const auto work = [&] {
+  const auto work = [&](int64_t self) {
     for (int64_t step = 0; step < steps.count; ++step) {
-      auto& [begun, done] = progress[step];
+      std::atomic<int64_t>* begun = &progress[step * (threads + 1)];
+      std::atomic<int64_t>& done = begun[threads];
       const int64_t count = steps.tasks(steps.context, step);
-      for (int64_t i; (i = begun.fetch_add(1, std::memory_order_relaxed)) < count;) {
-        try {
-          steps.run(steps.context, step, i);
-        } catch (...) {
-          if (!failed.exchange(true)) error = std::current_exception();
+      for (int64_t turn = 0; turn < threads; ++turn) {
+        const int64_t share = (self + turn) % threads;
+        const int64_t first = share * count / threads, end = (share + 1) * count / threads;
+        for (int64_t i; (i = first + begun[share].fetch_add(1, std::memory_order_relaxed)) < end;) {
+          try {
+            steps.run(steps.context, step, i);
+          } catch (...) {
+            if (!failed.exchange(true)) error = std::current_exception();
+          }
+          done.fetch_add(1, std::memory_order_release);
         }
-        done.fetch_add(1, std::memory_order_release);
       }
-      for (int turns = 0; done.load(std::memory_order_acquire) < count; ++turns) {
-        if (turns > kSpins) std::this_thread::yield();
+      for (int spins = 0; done.load(std::memory_order_acquire) < count; ++spins) {
+        if (spins > kSpins) std::this_thread::yield();
       }
     }
   };
   torch::stable::parallel_for(0, threads, 1, [&](int64_t begin, int64_t end) {
-    if (begin < end) work();
+    for (int64_t share = begin; share < end; ++share) work(share);
   });
   if (failed) std::rethrow_exception(error);
 }
