@@ -63,6 +63,8 @@ gpu-check: export AIM_FAST_BUILD = auto
 gpu-check: ## check and measure on this machine's NVIDIA GPU, with the python3 that has torch, within nine minutes
 	$(PYTHON) benchmarks/gpu_check.py $(ARGS)
 
+# Threads that wait keep their cores: on a shared host one that sleeps comes back late, to any of the rivals.
+results: export OMP_WAIT_POLICY = active
 results: build ## run the whole benchmark, with one thread and with all, and write the README's tables
 	@mkdir -p $(dir $(RESULTS))
 	$(BIN)/python benchmarks/bench_adapter.py --threads 1 --json $(RESULTS)_1.json --plot $(RESULTS)_1.png $(ARGS)
