@@ -110,7 +110,7 @@ void fill(Problem& p, Arrays& arrays, const Tensor& shaped, const Tensor& w1, co
 Tensor prepare_forward(ForwardParams& p, Arrays& arrays, const Tensor& x, const Tensor& w1, const OptionalTensor& b1,
                        const Tensor& w2, const OptionalTensor& b2, const OptionalTensor& scale,
                        const OptionalTensor& row_scale, const OptionalTensor& residual, const std::string& activation,
-                       bool skip, double alpha, ScalarType dtype) {
+                       bool skip, double alpha, ScalarType dtype, Pages pages) {
   fill(p, arrays, x, w1, b1, w2, b2, scale, activation, skip, alpha, dtype);
   p.x = rows_of(x, 1, "x");
   p.row_scale = broadcast_rows(row_scale, x);
@@ -121,7 +121,7 @@ Tensor prepare_forward(ForwardParams& p, Arrays& arrays, const Tensor& x, const 
     p.residual = rows_of(*residual, 1, "residual");
     out = promote(out, p.residual.dtype);
   }
-  Tensor y = empty_like(residual ? *residual : x, out);
+  Tensor y = empty_like(residual ? *residual : x, out, pages);
   p.y = rows_of(y, 1, "y");
   return y;
 }
@@ -132,7 +132,8 @@ std::tuple<Tensor, Tensor> forward_cpu(const Tensor& x, const Tensor& w1, const 
                                        std::string activation, bool skip, double alpha, ScalarType dtype, bool keep_z) {
   ForwardParams p;
   Arrays arrays;
-  Tensor y = prepare_forward(p, arrays, x, w1, b1, w2, b2, scale, row_scale, residual, activation, skip, alpha, dtype);
+  Tensor y = prepare_forward(p, arrays, x, w1, b1, w2, b2, scale, row_scale, residual, activation, skip, alpha, dtype,
+                             keep_z ? Pages::kAny : Pages::kHuge);
   Tensor z = empty({keep_z ? p.M : 0, p.H}, p.dtype);
   if (keep_z) p.z = array_of(z, p.dtype);
   if (p.M > 0) kernels().forward(p);
@@ -157,7 +158,8 @@ std::tuple<Tensor, bool> forward_prepacked(const Tensor& x, const Tensor& buffer
                                            double alpha, ScalarType dtype) {
   ForwardParams p;
   Arrays arrays;
-  Tensor y = prepare_forward(p, arrays, x, w1, b1, w2, b2, scale, row_scale, residual, activation, skip, alpha, dtype);
+  Tensor y = prepare_forward(p, arrays, x, w1, b1, w2, b2, scale, row_scale, residual, activation, skip, alpha, dtype,
+                             Pages::kHuge);
   const Array kept = arrays.take(buffer, buffer.numel(), "the prepacked buffer");
   p.packed = prepacked_panels(p, kept.data, buffer.numel() * element_size(kept.dtype));
   if (p.M > 0) kernels().forward(p);
