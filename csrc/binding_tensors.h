@@ -44,7 +44,7 @@ inline int32_t shim_dtype(Dtype dtype) {
 
 // Large results come as fresh pages from the system, and small pages would be faulted in one by one.
 // Measured: EPYC (Zen 4), forward, without it: fp32, one thread, a y of 38 MB costs 16 % more, one of 5 MB nothing;
-// bf16, two threads, one of 77 MB 13 % more, one of 134 MB 11 %. Train steps, whose tensors live longer, lose by it
+// bf16, two threads, one of 77 MB 14 % more, one of 134 MB 13 %. Train steps, whose tensors live longer, lose by it
 // where a host takes freed pages back: 0..25 %, at 77 to 480 MB, in a virtual machine. So it is for calls without
 // gradients.
 inline void advise_huge_pages([[maybe_unused]] void* data, [[maybe_unused]] size_t bytes) {
