@@ -10,6 +10,9 @@ which `python -m aim_fast` shows, says why.
     AIM_FAST_BUILD=none       build nothing
     AIM_FAST_BUILD=require    fail if the library cannot be built
     AIM_FAST_SANITIZE=address,undefined    build build/sanitize/libaim_fast.so instead, for `make sanitize`
+    AIM_FAST_EMULATE=1        build build/emulated/libaim_fast.so instead, whose CUDA kernels run on the CPU, for tests
+    AIM_FAST_CUDA_ARCHS       what nvcc compiles for, by default 80,90a; empty for no CUDA kernels
+    CUDA_HOME                 where nvcc is; else the one on the PATH, else /usr/local/cuda
     CXX, CXXFLAGS             the C++ compiler and more flags for it
 """
 
@@ -33,8 +36,9 @@ from setuptools.command.build_ext import build_ext
 
 LIBRARY = "libaim_fast.so"
 TORCH_NEEDED = (2, 10)
-SOURCES = sorted(str(path) for path in Path("csrc").glob("**/*.cpp"))
+SOURCES = sorted(str(path) for suffix in ("cpp", "cu") for path in Path("csrc").glob(f"**/*.{suffix}"))
 HEADERS = sorted(str(path) for path in Path("csrc").glob("**/*.h"))
+CUDA_ARCHS = "80,90a"
 
 # gcc 12 warns of its own AVX-512 headers otherwise.
 WARNINGS = "-Wall -Wextra -Werror=return-type -Wno-maybe-uninitialized -Wno-unknown-warning-option"
@@ -52,6 +56,14 @@ X86_FLAGS = {
     "isa_avx512": AVX512,
     "isa_avx512_bf16": f"{AVX512} -mavx512bf16",
 }
+
+
+# The warning is about variables in CUDA's own headers.
+NVCC_FLAGS = (
+    "-O3 -std=c++20 --expt-relaxed-constexpr -diag-suppress 177 -Xptxas -v -Xcompiler -fPIC,-fvisibility=hidden"
+)
+# The emulator reads shared memory as several types.
+EMULATED_FLAGS = "-O2 -march=native -fno-strict-aliasing -DAIM_FAST_EMULATED -Itests/emulator -w"
 
 
 class CannotBuildError(Exception):
@@ -86,6 +98,21 @@ def find_compiler() -> tuple[list[str], str]:
     return command, version.stdout.partition("\n")[0]
 
 
+def find_cuda() -> tuple[Path, list[str]]:
+    """The folder of the CUDA toolkit, and what to compile for."""
+    archs = [arch for arch in os.environ.get("AIM_FAST_CUDA_ARCHS", CUDA_ARCHS).split(",") if arch]
+    if wrong := [arch for arch in archs if not re.fullmatch(r"\d{2,3}[af]?", arch)]:
+        raise SystemExit(f"AIM_FAST_CUDA_ARCHS has {wrong[0]!r}; expected numbers as in {CUDA_ARCHS}")
+    if not archs:
+        raise CannotBuildError("AIM_FAST_CUDA_ARCHS is empty; unset it and install again")
+    nvcc = shutil.which("nvcc")
+    folders = [os.environ.get("CUDA_HOME"), nvcc and Path(nvcc).resolve().parent.parent, "/usr/local/cuda"]
+    for folder in filter(None, folders):
+        if Path(folder, "bin/nvcc").exists() and Path(folder, "include/cuda_runtime.h").exists():
+            return Path(folder), archs
+    raise CannotBuildError("no nvcc; install the CUDA toolkit or set CUDA_HOME, then install again")
+
+
 def find_ninja() -> list[str]:
     """The command of ninja, from its pip package or the system."""
     if importlib.util.find_spec("ninja"):
@@ -95,12 +122,17 @@ def find_ninja() -> list[str]:
     raise CannotBuildError("ninja is not installed; pip install ninja")
 
 
-def ninja_file(compiler: list[str], torch: Path, folder: Path, sanitize: str) -> str:
-    """The text of build.ninja: one rule to compile, one to link, an edge per source file."""
+def ninja_file(
+    compiler: list[str], torch: Path, folder: Path, sanitize: str, cuda: tuple[Path, list[str]] | None
+) -> str:
+    """The text of build.ninja: rules to compile and to link, an edge per source file. Without cuda the kernels run
+    emulated if the build is for that, or are left out."""
     x86 = platform.machine().lower() in ("x86_64", "amd64")
-    # Only the binding knows torch. The macro hides what torch 2.10 does not have yet.
+    # Only the bindings know torch. The macro hides what torch 2.10 does not have yet.
     torch_flags = shlex.join(["-isystem", f"{torch}/include", "-DTORCH_TARGET_VERSION=0x020a000000000000"])
+    torch_flags += " -DUSE_CUDA"  # declares what gives the current stream; needs no CUDA
     flags = f"{COMMON_FLAGS} {SANITIZE_FLAGS} -fsanitize={sanitize}" if sanitize else f"{COMMON_FLAGS} {RELEASE_FLAGS}"
+    emulated = bool(os.environ.get("AIM_FAST_EMULATE"))
     # No rpath: the symbols come from the torch that is already loaded when the library is. --no-as-needed keeps them.
     link = shlex.join([f"-L{torch}/lib", "-Wl,--no-as-needed", "-ltorch", "-ltorch_cpu", "-lc10"])
     link += f" -fsanitize={sanitize}" if sanitize else " -Wl,--no-undefined"
@@ -114,26 +146,50 @@ def ninja_file(compiler: list[str], torch: Path, folder: Path, sanitize: str) ->
         "  depfile = $out.d",
         "  deps = gcc",
         "  description = $in",
-        "rule link",
-        f"  command = $cxx -shared $in -o $out {link}",
-        "  description = $out",
     ]
+    if emulated:
+        assert cuda
+        include = shlex.quote(f"{cuda[0]}/include")
+        lines[2] += f" {EMULATED_FLAGS} -isystem {include}"  # of everything: the CPU's own kernels are not in it
+    elif cuda:
+        codes = " ".join(f"-gencode=arch=compute_{arch},code=sm_{arch}" for arch in cuda[1])
+        # The static runtime needs no driver to be loaded. What ptxas says is kept for the tests.
+        link += f" -L{shlex.quote(str(cuda[0] / 'lib64'))} -lcudart_static -lrt -ldl -lpthread"
+        lines += [
+            f"nvcc = {shlex.quote(str(cuda[0] / 'bin/nvcc'))} -ccbin {shlex.quote(compiler[0])}",
+            f"nvcc_flags = {NVCC_FLAGS} {codes} -Icsrc",
+            "rule compile_cuda",
+            "  command = $nvcc $nvcc_flags -MD -MF $out.d -c $in -o $out > $out.log 2>&1 || (cat $out.log; false)",
+            "  depfile = $out.d",
+            "  deps = gcc",
+            "  description = $in",
+        ]
+    lines += ["rule link", f"  command = $cxx -shared $in -o $out {link}", "  description = $out"]
     objects = []
     for source in map(Path, SOURCES):
         if source.stem in X86_FLAGS and not x86:
             continue
+        of_cuda = "cuda" in source.parts or source.stem == "binding_cuda"
+        if (of_cuda and not cuda) or (emulated and not of_cuda):
+            continue
         objects.append(f"{folder / source.relative_to('csrc').with_suffix('.o')}")
-        extra = "$torch_flags" if source.stem == "binding" else X86_FLAGS.get(source.stem, "")
+        if source.suffix == ".cu" and not emulated:
+            lines.append(f"build {objects[-1]}: compile_cuda {source}")
+            continue
+        extra = "$torch_flags" if source.stem.startswith("binding") else X86_FLAGS.get(source.stem, "")
+        extra = "-x c++" if source.suffix == ".cu" else extra
         lines += [f"build {objects[-1]}: compile {source}", f"  extra = {extra}"]
     lines += [f"build {folder / LIBRARY}: link {' '.join(objects)}", ""]
     return "\n".join(lines)
 
 
-def compile_library(compiler: list[str], torch: Path, folder: Path, sanitize: str) -> None:
+def compile_library(
+    compiler: list[str], torch: Path, folder: Path, sanitize: str, cuda: tuple[Path, list[str]] | None
+) -> None:
     """Bring the library in ``folder`` up to date."""
     folder.mkdir(parents=True, exist_ok=True)
     script = folder / "build.ninja"
-    script.write_text(ninja_file(compiler, torch, folder, sanitize))
+    script.write_text(ninja_file(compiler, torch, folder, sanitize, cuda))
     done = subprocess.run(
         [*find_ninja(), "-f", str(script)], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     )
@@ -151,8 +207,10 @@ class BuildLibrary(build_ext):
 
     def run(self) -> None:
         mode, sanitize = os.environ.get("AIM_FAST_BUILD", "auto"), os.environ.get("AIM_FAST_SANITIZE", "")
-        folder = Path("build", "sanitize" if sanitize else "native")
+        emulate = os.environ.get("AIM_FAST_EMULATE", "")
+        folder = Path("build", "sanitize" if sanitize else "emulated" if emulate else "native")
         info: dict[str, object] = {"built": False, "reason": None, "torch": None, "compiler": None, "seconds": None}
+        info["cuda"] = None
         try:
             if mode not in ("auto", "none", "require"):
                 raise SystemExit(f"AIM_FAST_BUILD is {mode!r}; expected auto, none or require")
@@ -160,15 +218,23 @@ class BuildLibrary(build_ext):
                 raise CannotBuildError("AIM_FAST_BUILD=none was set at install; unset it and install again")
             compiler, info["compiler"] = find_compiler()
             torch, info["torch"] = find_torch()
+            cuda = None
+            try:
+                cuda = find_cuda() if not sanitize else None
+                info["cuda"] = f"compiled for sm_{', sm_'.join(cuda[1])}" if cuda else None
+            except CannotBuildError as error:
+                info["cuda"] = f"left out: {error}"
+                if emulate:
+                    raise
             start = time.perf_counter()
-            compile_library(compiler, torch, folder, sanitize)
+            compile_library(compiler, torch, folder, sanitize, cuda)
             info |= {"built": True, "seconds": round(time.perf_counter() - start, 1)}
         except CannotBuildError as error:
             if mode == "require":
                 raise SystemExit(f"aim_fast: {error}") from None
             info["reason"] = str(error)
             print(f"aim_fast: installing without the compiled kernels, everything runs eager: {error}", file=sys.stderr)
-        if not sanitize:
+        if not sanitize and not emulate:
             self.deliver(folder / LIBRARY if info["built"] else None, info)
 
     def deliver(self, library: Path | None, info: dict[str, object]) -> None:

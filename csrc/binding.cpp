@@ -1,8 +1,7 @@
 // The operators of aim_fast/ops.py for CPU tensors, on torch's stable ABI.
 //
-// With binding_tensors.h all that includes torch headers. It reads the tensors into the structs of common/params.h,
-// allocates the results, and calls the kernels of the chosen instruction set. The Python side has checked the
-// arguments; what is checked again here protects memory.
+// binding_call.h reads the tensors into the structs of common/params.h and allocates the results; here are the kernels
+// of the chosen instruction set, and the pool of threads that runs them.
 #include <torch/csrc/stable/library.h>
 
 #include <algorithm>
@@ -14,24 +13,12 @@
 #include <thread>
 #include <tuple>
 
-#include "binding_tensors.h"
+#include "binding_call.h"
 #include "cpu/kernels.h"
 #include "cpu/prepacked.h"
 
 namespace aim_fast {
 namespace {
-
-const char* const kActivations[] = {"gelu", "gelu_tanh", "quick_gelu", "relu",
-                                    "silu", "tanh",      "leaky_relu", "identity"};
-
-Activation activation_of(const std::string& name) {
-  int i = 0;
-  for (const char* known : kActivations) {
-    if (name == known) return static_cast<Activation>(i);
-    ++i;
-  }
-  STD_TORCH_CHECK(false, "adapter: activation is '", name, "'; expected one of aim_fast.ACTIVATIONS");
-}
 
 constexpr int kSpins = 2000;  // some microseconds
 
@@ -81,49 +68,9 @@ void run_steps(const Steps& steps) {
   if (failed) std::rethrow_exception(error);
 }
 
-void fill(Problem& p, Arrays& arrays, const Tensor& shaped, const Tensor& w1, const OptionalTensor& b1,
-          const Tensor& w2, const OptionalTensor& b2, const OptionalTensor& scale, const std::string& activation,
-          bool skip, double alpha, ScalarType dtype) {
-  STD_TORCH_CHECK(shaped.dim() >= 1 && w1.dim() == 2 && w2.dim() == 2,
-                  "adapter: expected x [..., D], w1 [H, D], w2 [D, H]");
-  p.D = shaped.size(shaped.dim() - 1);
-  p.H = w1.size(0);
-  STD_TORCH_CHECK(p.D >= 1 && p.H >= 1, "adapter: expected D >= 1 and H >= 1");
-  p.M = shaped.numel() / p.D;
-  p.w1 = arrays.take(w1, p.H * p.D, "w1");
-  p.w2 = arrays.take(w2, p.D * p.H, "w2");
-  p.b1 = arrays.take(b1, p.H, "b1");
-  p.b2 = arrays.take(b2, p.D, "b2");
-  p.scale_size = scale ? scale->numel() : 1;
-  STD_TORCH_CHECK(p.scale_size == 1 || p.scale_size == p.D, "adapter: scale has ", p.scale_size,
-                  " elements; expected 1 or D = ", p.D);
-  p.scale = arrays.take(scale, p.scale_size, "scale");
-  p.alpha = static_cast<float>(alpha);
-  p.activation = activation_of(activation);
-  p.skip = skip;
-  p.dtype = dtype_of(dtype, "the compute dtype");
+void on_this_machine(Problem& p) {
   p.threads = static_cast<int>(torch::stable::get_num_threads());
   p.run_steps = run_steps;
-}
-
-// The forward but for its z: fills p in, allocates y, and leaves what has to live as long in arrays.
-Tensor prepare_forward(ForwardParams& p, Arrays& arrays, const Tensor& x, const Tensor& w1, const OptionalTensor& b1,
-                       const Tensor& w2, const OptionalTensor& b2, const OptionalTensor& scale,
-                       const OptionalTensor& row_scale, const OptionalTensor& residual, const std::string& activation,
-                       bool skip, double alpha, ScalarType dtype, Pages pages) {
-  fill(p, arrays, x, w1, b1, w2, b2, scale, activation, skip, alpha, dtype);
-  p.x = rows_of(x, 1, "x");
-  p.row_scale = broadcast_rows(row_scale, x);
-  Dtype out = p.dtype;
-  if (skip) out = promote(out, p.x.dtype);
-  if (residual) {
-    check_shape(*residual, x, "residual");
-    p.residual = rows_of(*residual, 1, "residual");
-    out = promote(out, p.residual.dtype);
-  }
-  Tensor y = empty_like(residual ? *residual : x, out, pages);
-  p.y = rows_of(y, 1, "y");
-  return y;
 }
 
 std::tuple<Tensor, Tensor> forward_cpu(const Tensor& x, const Tensor& w1, const OptionalTensor& b1, const Tensor& w2,
@@ -131,11 +78,12 @@ std::tuple<Tensor, Tensor> forward_cpu(const Tensor& x, const Tensor& w1, const 
                                        const OptionalTensor& row_scale, const OptionalTensor& residual,
                                        std::string activation, bool skip, double alpha, ScalarType dtype, bool keep_z) {
   ForwardParams p;
-  Arrays arrays;
+  Arrays arrays(place_of(x));
   Tensor y = prepare_forward(p, arrays, x, w1, b1, w2, b2, scale, row_scale, residual, activation, skip, alpha, dtype,
                              keep_z ? Pages::kAny : Pages::kHuge);
-  Tensor z = empty({keep_z ? p.M : 0, p.H}, p.dtype);
+  Tensor z = empty({keep_z ? p.M : 0, p.H}, p.dtype, place_of(x));
   if (keep_z) p.z = array_of(z, p.dtype);
+  on_this_machine(p);
   if (p.M > 0) kernels().forward(p);
   return {y, z};
 }
@@ -143,9 +91,9 @@ std::tuple<Tensor, Tensor> forward_cpu(const Tensor& x, const Tensor& w1, const 
 // A buffer for forward_prepacked: both weights packed for products in dtype.
 Tensor prepack_weights(const Tensor& w1, const Tensor& w2, ScalarType dtype) {
   ForwardParams p;
-  Arrays arrays;
+  Arrays arrays(place_of(w1));
   fill(p, arrays, w1, w1, {}, w2, {}, {}, kActivations[0], false, 1.0, dtype);
-  Tensor buffer = empty({prepacked_bytes(p) / element_size(Dtype::kFloat32)}, Dtype::kFloat32);
+  Tensor buffer = empty({prepacked_bytes(p) / element_size(Dtype::kFloat32)}, Dtype::kFloat32, place_of(w1));
   prepack(p, static_cast<char*>(buffer.mutable_data_ptr()));
   return buffer;
 }
@@ -157,50 +105,27 @@ std::tuple<Tensor, bool> forward_prepacked(const Tensor& x, const Tensor& buffer
                                            const OptionalTensor& residual, std::string activation, bool skip,
                                            double alpha, ScalarType dtype) {
   ForwardParams p;
-  Arrays arrays;
+  Arrays arrays(place_of(x));
   Tensor y = prepare_forward(p, arrays, x, w1, b1, w2, b2, scale, row_scale, residual, activation, skip, alpha, dtype,
                              Pages::kHuge);
   const Array kept = arrays.take(buffer, buffer.numel(), "the prepacked buffer");
   p.packed = prepacked_panels(p, kept.data, buffer.numel() * element_size(kept.dtype));
+  on_this_machine(p);
   if (p.M > 0) kernels().forward(p);
   return {y, p.packed != nullptr};
 }
 
-std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> backward_cpu(
-    const Tensor& dy, const OptionalTensor& x, const OptionalTensor& z, const Tensor& w1, const OptionalTensor& b1,
-    const Tensor& w2, const OptionalTensor& b2, const OptionalTensor& scale, const OptionalTensor& row_scale,
-    std::string activation, bool skip, double alpha, ScalarType dtype, ScalarType x_dtype, int64_t needs) {
+Gradients backward_cpu(const Tensor& dy, const OptionalTensor& x, const OptionalTensor& z, const Tensor& w1,
+                       const OptionalTensor& b1, const Tensor& w2, const OptionalTensor& b2,
+                       const OptionalTensor& scale, const OptionalTensor& row_scale, std::string activation, bool skip,
+                       double alpha, ScalarType dtype, ScalarType x_dtype, int64_t needs) {
   BackwardParams p;
-  Arrays arrays;
-  fill(p, arrays, dy, w1, b1, w2, b2, scale, activation, skip, alpha, dtype);
-  p.dy = rows_of(dy, 1, "dy");
-  p.row_scale = broadcast_rows(row_scale, dy);
-  if (x) {
-    check_shape(*x, dy, "dy");
-    p.x = rows_of(*x, 1, "x");
-  }
-  p.z = arrays.take(z, p.M * p.H, "z");
-  STD_TORCH_CHECK(x || !(needs & 2), "adapter: dw1 is asked for but x was not kept");
-  STD_TORCH_CHECK(x || z || !(needs & 47), "adapter: neither x nor z was kept; the backward needs one of them");
-  auto wanted = [&](int i, const auto& parameter) { return (needs >> i & 1) && bool(parameter); };
-  auto result = [&](int i, const Array& parameter, std::vector<int64_t> sizes, Array& out) {
-    if (!wanted(i, parameter)) return empty({0}, Dtype::kFloat32);
-    Tensor t = empty(sizes, parameter.dtype);
-    out = array_of(t, parameter.dtype);
-    return t;
-  };
-  const Dtype dx_dtype = dtype_of(x_dtype, "x");
-  Tensor dx = needs & 1 ? empty_like(dy, dx_dtype) : empty({0}, Dtype::kFloat32);
-  if (needs & 1) p.dx = rows_of(dx, 1, "dx");
-  Tensor dw1 = result(1, p.w1, {p.H, p.D}, p.dw1);
-  Tensor db1 = result(2, p.b1, {p.H}, p.db1);
-  Tensor dw2 = result(3, p.w2, {p.D, p.H}, p.dw2);
-  Tensor db2 = result(4, p.b2, {p.D}, p.db2);
-  std::vector<int64_t> scale_sizes;
-  if (scale) scale_sizes.assign(scale->dim(), p.scale_size);
-  Tensor dscale = result(5, p.scale, scale_sizes, p.dscale);
+  Arrays arrays(place_of(dy));
+  Gradients results = prepare_backward(p, arrays, dy, x, z, w1, b1, w2, b2, scale, row_scale, activation, skip, alpha,
+                                       dtype, x_dtype, needs);
+  on_this_machine(p);
   kernels().backward(p);
-  return {dx, dw1, db1, dw2, db2, dscale};
+  return results;
 }
 
 std::string isa() { return kernels().name; }

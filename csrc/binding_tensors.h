@@ -20,6 +20,17 @@ using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 using OptionalTensor = std::optional<Tensor>;
 
+// Where a call's tensors are.
+struct Place {
+  int32_t type, index;
+  bool operator==(const Place&) const = default;
+};
+
+inline Place place_of(const Tensor& t) {
+  return {t.is_cpu() ? aoti_torch_device_type_cpu() : aoti_torch_device_type_cuda(),
+          t.is_cpu() ? 0 : t.get_device_index()};
+}
+
 inline Dtype dtype_of(ScalarType type, const char* name) {
   switch (type) {
     case ScalarType::Float:
@@ -30,7 +41,7 @@ inline Dtype dtype_of(ScalarType type, const char* name) {
       return Dtype::kFloat16;
     default:
       STD_TORCH_CHECK(false, "adapter: ", name,
-                      " has a dtype the CPU kernel does not take; expected float32, bfloat16 or float16");
+                      " has a dtype the kernels do not take; expected float32, bfloat16 or float16");
   }
 }
 
@@ -58,25 +69,25 @@ inline void advise_huge_pages([[maybe_unused]] void* data, [[maybe_unused]] size
 
 enum class Pages { kAny, kHuge };
 
-inline Tensor empty(const std::vector<int64_t>& sizes, const std::vector<int64_t>& strides, Dtype dtype,
+inline Tensor empty(const std::vector<int64_t>& sizes, const std::vector<int64_t>& strides, Dtype dtype, Place place,
                     Pages pages = Pages::kAny) {
   AtenTensorHandle handle = nullptr;
   STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(static_cast<int64_t>(sizes.size()), sizes.data(),
-                                                         strides.data(), shim_dtype(dtype),
-                                                         aoti_torch_device_type_cpu(), 0, &handle));
+                                                         strides.data(), shim_dtype(dtype), place.type, place.index,
+                                                         &handle));
   Tensor t(handle);
   if (pages == Pages::kHuge) advise_huge_pages(t.mutable_data_ptr(), t.numel() * element_size(dtype));
   return t;
 }
 
-inline Tensor empty(const std::vector<int64_t>& sizes, Dtype dtype, Pages pages = Pages::kAny) {
+inline Tensor empty(const std::vector<int64_t>& sizes, Dtype dtype, Place place, Pages pages = Pages::kAny) {
   std::vector<int64_t> strides(sizes.size());
   int64_t step = 1;
   for (size_t i = sizes.size(); i-- > 0;) {
     strides[i] = step;
     step *= sizes[i] > 1 ? sizes[i] : 1;
   }
-  return empty(sizes, strides, dtype, pages);
+  return empty(sizes, strides, dtype, place, pages);
 }
 
 // Of t's shape; of its strides too when they permute the leading dimensions of a contiguous tensor (as in ops.py).
@@ -97,11 +108,13 @@ inline Tensor empty_like(const Tensor& t, Dtype dtype, Pages pages = Pages::kAny
       }
     }
   }
-  return dense && covered == ndim ? empty(sizes, strides, dtype, pages) : empty(sizes, dtype, pages);
+  const Place place = place_of(t);
+  return dense && covered == ndim ? empty(sizes, strides, dtype, place, pages) : empty(sizes, dtype, place, pages);
 }
 
-inline void check_cpu(const Tensor& t, const char* name) {
-  STD_TORCH_CHECK(t.is_cpu(), "adapter: ", name, " is not on the CPU; expected CPU tensors only");
+inline void check_place(const Tensor& t, Place place, const char* name) {
+  STD_TORCH_CHECK(t.is_cpu() || t.is_cuda(), "adapter: ", name, " is neither on the CPU nor on a CUDA device");
+  STD_TORCH_CHECK(place_of(t) == place, "adapter: ", name, " is on another device than x; expected one device for all");
 }
 
 // A further leading dimension, merged with the one before where one stride covers both.
@@ -119,8 +132,8 @@ inline void add_dimension(Rows& rows, int64_t size, int64_t stride, const char* 
 }
 
 // The leading dimensions of t, without the last `inner`, merged where one stride covers two of them.
-inline Rows rows_of(const Tensor& t, int64_t inner, const char* name) {
-  check_cpu(t, name);
+inline Rows rows_of(const Tensor& t, int64_t inner, Place place, const char* name) {
+  check_place(t, place, name);
   Rows rows;
   rows.data = static_cast<char*>(const_cast<void*>(t.const_data_ptr()));
   rows.dtype = dtype_of(t.scalar_type(), name);
@@ -134,8 +147,10 @@ inline Rows rows_of(const Tensor& t, int64_t inner, const char* name) {
 // Tensors that a call has to keep alive: contiguous copies of those that are not.
 class Arrays {
  public:
+  explicit Arrays(Place place) : place_(place) {}
+
   Array take(const Tensor& t, int64_t numel, const char* name) {
-    check_cpu(t, name);
+    check_place(t, place_, name);
     STD_TORCH_CHECK(t.numel() == numel, "adapter: ", name, " has ", t.numel(), " elements; expected ", numel);
     if (t.is_contiguous())
       return {static_cast<char*>(const_cast<void*>(t.const_data_ptr())), dtype_of(t.scalar_type(), name)};
@@ -145,6 +160,7 @@ class Arrays {
   Array take(const OptionalTensor& t, int64_t numel, const char* name) { return t ? take(*t, numel, name) : Array{}; }
 
  private:
+  Place place_;
   std::vector<Tensor> kept_;
 };
 
@@ -152,7 +168,7 @@ class Arrays {
 inline Rows broadcast_rows(const OptionalTensor& t, const Tensor& like) {
   Rows rows;
   if (!t) return rows;
-  check_cpu(*t, "row_scale");
+  check_place(*t, place_of(like), "row_scale");
   rows.data = static_cast<char*>(const_cast<void*>(t->const_data_ptr()));
   rows.dtype = dtype_of(t->scalar_type(), "row_scale");
   const int64_t leading = like.dim() - 1, missing = leading - t->dim();

@@ -24,7 +24,7 @@ struct Rows {
   int64_t size[kMaxLeadingDims] = {};
   int64_t stride[kMaxLeadingDims] = {};  // in elements
 
-  explicit operator bool() const { return data != nullptr; }
+  explicit constexpr operator bool() const { return data != nullptr; }
 
   char* row(int64_t m) const {
     int64_t offset = 0;
@@ -42,7 +42,7 @@ struct Array {
   char* data = nullptr;
   Dtype dtype = Dtype::kFloat32;
 
-  explicit operator bool() const { return data != nullptr; }
+  explicit constexpr operator bool() const { return data != nullptr; }
 };
 
 // A call in steps: the tasks of a step may run at once, and begin when all those of the step before are done.

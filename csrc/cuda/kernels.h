@@ -1,0 +1,64 @@
+// The CUDA kernels as the binding sees them, and what each family of them gives. Knows no torch and no CUDA headers.
+//
+//     forward    y and z in one kernel
+//     backward   K1, by rows: dz, dx, and h for K2;  K2, by columns: partial sums of dw1, dw2, db1, db2;  their sum
+//
+// Every function that launches returns a cudaError_t, 0 for success, and neither waits nor allocates.
+#pragma once
+
+#include <cstdint>
+
+#include "common/params.h"
+
+namespace aim_fast::cuda {
+
+// Whose kernels run: mma.sync and cp.async from sm_80 on; wgmma and TMA on sm_90a alone.
+enum class Family : int32_t { kAmpere, kHopper };
+
+struct Device {
+  Family family;
+  int sms;        // multiprocessors
+  void* stream;   // a cudaStream_t of the current device
+  int plan = -1;  // one of the family's plans for the row kernels; -1: the one that its rule picks
+};
+
+// What passes from K1 to K2 and from K2 to the sum; all on the device.
+struct Intermediates {
+  char* dz = nullptr;     // [M, H] in the compute dtype: dh * act'(z), every scale included; null: nobody needs it
+  char* h = nullptr;      // [M, H] in the compute dtype: row_scale * act(z)
+  char* dy = nullptr;     // [M, D] dy in the compute dtype, where dy itself is fp32
+  int splits = 0;         // ranges of rows that K2 sums one by one
+  float* dw = nullptr;    // [splits, 2, H, D]: dz^T x, and h^T dy
+  float* sums = nullptr;  // [splits, H + D]: column sums of dz, and of row_scale * dy
+};
+
+// Which column sums and products K2 is to form.
+struct Wanted {
+  bool dw1 = false, dw2 = false, db1 = false, db2 = false;
+};
+
+// One family's part. The weights are contiguous and in the compute dtype, and w2 of K1 has the scale [D] in it; rows
+// are as `takes_rows` wants them. A null result is not computed.
+struct Kernels {
+  // Whether the row kernels take a tensor as it lies; one that they do not is copied to contiguous rows first.
+  bool (*takes_rows)(const Rows& rows, int64_t columns);
+  int (*plans)(const Problem& p, const Device& device,
+               bool backward);  // how many there are; 0: the call cannot be taken
+  int (*forward)(const ForwardParams& p, const Device& device);
+  int (*backward_rows)(const BackwardParams& p, const Intermediates& between, const Device& device);
+  int (*splits)(const BackwardParams& p, const Wanted& wanted, const Device& device);  // of rows for K2; >= 1
+  int (*backward_columns)(const BackwardParams& p, const Wanted& wanted, const Intermediates& between,
+                          const Device& device);
+};
+
+extern const Kernels ampere_kernels;
+extern const Kernels hopper_kernels;
+
+// The whole calls. Tensors of p may have any dtype and strides of the contract; what a family cannot read as it lies is
+// brought into its form in the workspace by small kernels. The workspace is aligned to 1024 bytes.
+int64_t forward_workspace(const ForwardParams& p, const Device& device);
+int forward(const ForwardParams& p, const Device& device, char* workspace);
+int64_t backward_workspace(const BackwardParams& p, const Device& device);
+int backward(const BackwardParams& p, const Device& device, char* workspace);
+
+}  // namespace aim_fast::cuda

@@ -1,0 +1,48 @@
+// Launches a kernel: on the GPU, or under emulation.
+#pragma once
+
+#include "cuda/ptx.h"
+
+#ifdef __CUDACC__
+#include <cuda_runtime.h>
+#else
+#include <exception>
+#endif
+
+namespace aim_fast::cuda {
+
+struct Grid {
+  dim3 blocks, threads;
+  int cluster = 1;    // blocks in x that form a cluster
+  size_t shared = 0;  // bytes of dynamic shared memory
+};
+
+// Returns a cudaError_t.
+template <class... Parameters, class... Arguments>
+int launch(void (*kernel)(Parameters...), const Grid& grid, void* stream, Arguments... arguments) {
+#ifdef __CUDACC__
+  if (grid.shared > 48 << 10) {
+    const cudaError_t error =
+        cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel), cudaFuncAttributeMaxDynamicSharedMemorySize,
+                             static_cast<int>(grid.shared));
+    if (error != cudaSuccess) return error;
+  }
+  cudaLaunchConfig_t config = {};
+  config.gridDim = grid.blocks;
+  config.blockDim = grid.threads;
+  config.dynamicSmemBytes = grid.shared;
+  config.stream = static_cast<cudaStream_t>(stream);
+  cudaLaunchAttribute cluster;
+  cluster.id = cudaLaunchAttributeClusterDimension;
+  cluster.val.clusterDim = {static_cast<unsigned>(grid.cluster), 1, 1};
+  config.attrs = &cluster;
+  config.numAttrs = grid.cluster > 1;
+  return cudaLaunchKernelEx(&config, kernel, static_cast<Parameters>(arguments)...);
+#else
+  (void)stream;
+  emu::launch(grid.blocks, grid.threads, dim3(grid.cluster), grid.shared, [=] { kernel(arguments...); });
+  return 0;  // a fault is a C++ exception, which the binding hands to Python
+#endif
+}
+
+}  // namespace aim_fast::cuda

@@ -1,0 +1,32 @@
+// Biases, scales and factors in the dtype they come in, read as fp32. Each branch is the same for the whole grid.
+#pragma once
+
+#include "common/params.h"
+#include "cuda/ptx.h"
+
+namespace aim_fast::cuda {
+
+AIM_DEVICE float load_float(const char* p, Dtype dtype, int64_t i) {
+  if (dtype == Dtype::kFloat32) return reinterpret_cast<const float*>(p)[i];
+  if (dtype == Dtype::kBFloat16) return __bfloat162float(reinterpret_cast<const ptx::BFloat16*>(p)[i]);
+  return __half2float(reinterpret_cast<const ptx::Half*>(p)[i]);
+}
+
+// Elements i and i + 1; i is even.
+AIM_DEVICE float2 load_floats(const char* p, Dtype dtype, int64_t i) {
+  if (dtype == Dtype::kFloat32) return *reinterpret_cast<const float2*>(p + 4 * i);
+  const uint32_t pair = *reinterpret_cast<const uint32_t*>(p + 2 * i);
+  if (dtype == Dtype::kBFloat16) return {ptx::low<ptx::BFloat16>(pair), ptx::high<ptx::BFloat16>(pair)};
+  return {ptx::low<ptx::Half>(pair), ptx::high<ptx::Half>(pair)};
+}
+
+AIM_DEVICE void store_float(char* p, Dtype dtype, int64_t i, float v) {
+  if (dtype == Dtype::kFloat32)
+    reinterpret_cast<float*>(p)[i] = v;
+  else if (dtype == Dtype::kBFloat16)
+    reinterpret_cast<ptx::BFloat16*>(p)[i] = __float2bfloat16_rn(v);
+  else
+    reinterpret_cast<ptx::Half*>(p)[i] = __float2half_rn(v);
+}
+
+}  // namespace aim_fast::cuda
