@@ -69,7 +69,7 @@ class Preparation {
   void array(Array& a, int64_t rows, int64_t columns) {
     if (a && !aligned(a.data)) weight(a, rows, columns, a.dtype);
   }
-  // Rows that a kernel streams, in their own dtype unless another is wanted.
+  // Rows that a kernel streams, in this dtype.
   void streamed(Rows& rows, int64_t count, int64_t columns, Dtype dtype) {
     if (!rows || (rows.dtype == dtype && kernels_.takes_rows(rows, columns))) return;
     copy(rows, count, columns, dtype);
@@ -98,6 +98,9 @@ class Preparation {
   std::vector<Conversion> conversions_;
 };
 
+// Rows of another 16-bit type than the products' are read as fp32.
+Dtype streamed_dtype(const Rows& rows, const Problem& p) { return rows.dtype == p.dtype ? p.dtype : Dtype::kFloat32; }
+
 void prepare(Problem& p, Preparation& preparation) {
   preparation.weight(p.w1, p.H, p.D, p.dtype);
   preparation.weight(p.w2, p.D, p.H, p.dtype);
@@ -111,7 +114,7 @@ int run_forward(ForwardParams p, const Device& device, Arena& arena, bool launch
   const Kernels& kernels = kernels_of(device);
   Preparation preparation(arena, kernels);
   prepare(p, preparation);
-  preparation.streamed(p.x, p.M, p.D, p.x.dtype);
+  preparation.streamed(p.x, p.M, p.D, streamed_dtype(p.x, p));
   preparation.rows(p.residual, p.M, p.D);
   if (!launch) return 0;
   if (const int error = preparation.run(device.stream)) return error;
@@ -135,7 +138,7 @@ int run_backward(const BackwardParams& call, const Device& device, Arena& arena,
     preparation.weight(p.w2, p.D, p.H, p.dtype, p.scale);
     p.scale = {};
   }
-  preparation.streamed(p.dy, p.M, p.D, by_rows ? p.dy.dtype : p.dtype);
+  preparation.streamed(p.dy, p.M, p.D, by_rows ? streamed_dtype(p.dy, p) : p.dtype);
   if (wanted.dw1) preparation.streamed(p.x, p.M, p.D, p.dtype);
   preparation.array(p.z, p.M, p.H);
   const bool recompute = by_rows && !p.z;

@@ -20,6 +20,11 @@ AIM_DEVICE float2 load_floats(const char* p, Dtype dtype, int64_t i) {
   return {ptx::low<ptx::Half>(pair), ptx::high<ptx::Half>(pair)};
 }
 
+// Two fp32 rounded to a 16-bit dtype, the first in the low half.
+AIM_DEVICE uint32_t pack_as(Dtype dtype, float lo, float hi) {
+  return dtype == Dtype::kBFloat16 ? ptx::pack<ptx::BFloat16>(lo, hi) : ptx::pack<ptx::Half>(lo, hi);
+}
+
 AIM_DEVICE void store_float(char* p, Dtype dtype, int64_t i, float v) {
   if (dtype == Dtype::kFloat32)
     reinterpret_cast<float*>(p)[i] = v;
