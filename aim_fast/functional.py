@@ -13,9 +13,6 @@ from aim_fast.checks import check_arguments
 
 # Anything of another class may be a DTensor, whose module takes a second to import: only who made one has done so.
 _LOCAL = (Tensor, nn.Parameter, type(None), float, int)
-# torch 2.6 cannot be asked; a program exported there holds what was traced.
-_is_exporting = getattr(torch.compiler, "is_exporting", lambda: False)
-_WITH_AUTOCAST = ("cpu", "cuda")  # known without asking
 MAX_DIMS = 9  # of x, the last one included: as many as csrc/common/params.h holds
 
 
@@ -76,7 +73,10 @@ def adapter(
     alpha, scale_tensor = (1.0, scale) if isinstance(scale, Tensor) else (float(scale), None)
     call = (x, w1, b1, w2, b2, scale_tensor, row_scale, residual, activation, skip, alpha, dtype, recompute)
     # An exported program keeps the call whole: it is differentiable, and the backend is chosen where the program runs.
-    return ops.adapter_exported(*call) if _is_exporting() else _run(*call)
+    # torch.compiler.is_exporting is true under torch.compile too in torch 2.10; torch 2.6 has neither, and a program
+    # exported there holds what was traced.
+    exporting = getattr(torch.compiler, "_is_exporting_flag", False)
+    return ops.adapter_exported(*call) if exporting else _run(*call)
 
 
 def _run(x, w1, b1, w2, b2, scale_tensor, row_scale, residual, activation, skip, alpha, dtype, recompute):
@@ -159,7 +159,7 @@ def compute_dtype(x: Tensor, w1: Tensor, b1: Tensor | None, w2: Tensor, b2: Tens
     """The dtype of the products: autocast's when it is on, else the promotion; float64 stays, as in nn.Linear."""
     dtype = reference.promoted(x, w1, b1, w2, b2)
     device = x.device.type
-    if dtype is torch.float64 or not (device in _WITH_AUTOCAST or torch.amp.is_autocast_available(device)):
+    if dtype is torch.float64 or not reference.has_autocast(device):
         return dtype
     return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else dtype
 

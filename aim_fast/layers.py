@@ -36,6 +36,8 @@ _OF_CLASS: dict[type, Callable[[Any], str | None]] = {
 _tried: dict[Any, str | None] = {}
 # The last two stand for a tensor while torch.export traces.
 _PLAIN_TENSORS = (nn.Parameter, Tensor, FakeTensor, FunctionalTensor)
+# torch.compile before 2.13 fails on the names of a module's attributes: 2.10 does, those between were not tried.
+_TRACES_ATTRIBUTES = tuple(map(int, torch.__version__.split(".")[:2])) >= (2, 13)
 # What every module holds; the rest is its own.
 _MACHINERY = frozenset(nn.Module().__dict__)
 
@@ -58,7 +60,7 @@ def activation_name(act: nn.Module) -> str | None:
 
 
 def _name_of_stranger(act: nn.Module) -> str | None:
-    if act._parameters or act._buffers:
+    if act._parameters or act._buffers or (not _TRACES_ATTRIBUTES and torch.compiler.is_compiling()):
         return None
     children = tuple((name, activation_name(child)) for name, child in act.named_children())
     if any(name is None for _, name in children):

@@ -77,7 +77,12 @@ def output_dtype(dtype: torch.dtype, x: Tensor, skip: bool, residual: Tensor | N
 
 def no_autocast(device: str) -> AbstractContextManager[object]:
     """Autocast off for a device type; a device that has none, such as meta, is left alone."""
-    return torch.autocast(device, enabled=False) if torch.amp.is_autocast_available(device) else nullcontext()
+    return torch.autocast(device, enabled=False) if has_autocast(device) else nullcontext()
+
+
+def has_autocast(device: str) -> bool:
+    """Whether a device type has autocast. The usual ones are known: torch.compile in 2.10 cannot ask."""
+    return device in ("cpu", "cuda") or torch.amp.is_autocast_available(device)
 
 
 def transformed() -> bool:
