@@ -69,10 +69,39 @@ int backward_rows(const BackwardParams& p, const Intermediates& between, const D
   return launch_rows(call, p, device, true);
 }
 
+struct ColumnsKernel {
+  int tile_h;
+  int (*launch[2])(const ColumnsCall&, int, void*);  // by dtype: bf16, fp16
+};
+
+template <int kTileH>
+constexpr ColumnsKernel kColumnsKernel = {kTileH, {launch_columns<BFloat16, kTileH>, launch_columns<Half, kTileH>}};
+constexpr ColumnsKernel kColumnsKernels[] = {kColumnsKernel<64>, kColumnsKernel<128>, kColumnsKernel<192>};
+
+int backward_columns(const BackwardParams& p, const Wanted& wanted, const Intermediates& between,
+                     const Device& device) {
+  ColumnsCall call = {};
+  call.M = static_cast<uint32_t>(p.M);
+  call.D = static_cast<int>(p.D);
+  call.H = static_cast<int>(p.H);
+  call.range = rows_of_range(p.M, between.splits);
+  call.tiles_h = count_tiles(p.H, tile_h(p.H));
+  call.parts[0] = {
+      between.dz, device_rows(p.x), wanted.dw1, wanted.db1, false, part_ctas(p, wanted.dw1, wanted.db1, false)};
+  call.parts[1] = {
+      between.h, device_rows(p.dy), wanted.dw2, wanted.db2, true, part_ctas(p, wanted.dw2, wanted.db2, true)};
+  call.row_scale = device_rows(p.row_scale);
+  call.dw = between.dw;
+  call.sums = between.sums;
+  const ColumnsKernel* kernel = kColumnsKernels;
+  while (kernel->tile_h < tile_h(p.H)) ++kernel;
+  return kernel->launch[p.dtype == Dtype::kFloat16](call, between.splits, device.stream);
+}
+
 }  // namespace
 }  // namespace ampere
 
-const Kernels ampere_kernels = {ampere::takes_rows,    ampere::plans, ampere::forward,
-                                ampere::backward_rows, nullptr,       nullptr};
+const Kernels ampere_kernels = {ampere::takes_rows,    ampere::plans,  ampere::forward,
+                                ampere::backward_rows, ampere::splits, ampere::backward_columns};
 
 }  // namespace aim_fast::cuda
