@@ -1,0 +1,303 @@
+// K2 on sm_90a: C [H, D] = A^T B over a range of rows, for dw1 with A = dz, B = x, and for dw2 with A = h, B = dy; the
+// sums of dz's and of row_scale * dy's columns on the way.
+//
+// Shapes    dz, h [M, H]; x, dy [M, D]; partial results dw [splits, 2, H, D], sums [splits, H + D], fp32
+// Tiling    a CTA owns a tile of one product and one range of rows; columns_call.h. Where H is wider than a tile, the
+//           tiles above one another are a cluster, and each CTA loads its part of B for all of them
+// Flow      per step of 64 rows
+//           1. a warp of the third warpgroup      boxes of A and B into the next stage of a ring, by TMA
+//           2. its three other warps              columns of A or of B summed, in the CTAs that have to
+//           3. two consumer warpgroups            wgmma from shared memory, both operands as TMA lays them down:
+//                                                 contracted over rows, each is MN-major
+// Memory    A and B once per tile that needs them; per range 4 H D B for each product
+// Rounding  none; each element is a sum in the order of the rows
+#pragma once
+
+#include "cuda/hopper/columns_call.h"
+#include "cuda/launch.h"
+#include "cuda/vectors.h"
+
+// Kernels of this family are empty in the code for other architectures.
+#if !defined(__CUDA_ARCH__) || defined(__CUDA_ARCH_FEAT_SM90_ALL)
+#define AIM_HOPPER_CODE 1
+#endif
+
+namespace aim_fast::cuda::hopper {
+
+constexpr int kConsumers = 2;  // warpgroups that multiply
+constexpr int kColumnsThreads = 128 * (kConsumers + 1);
+constexpr int kSumThreads = 96;
+// Registers a thread; together not more than the launch gives, 168 each.
+constexpr int kConsumerRegisters = 224, kProducerRegisters = 56;
+static_assert(kConsumers * kConsumerRegisters + kProducerRegisters <= (kConsumers + 1) * 168);
+
+template <int H>
+struct ColumnsLayout {
+  static constexpr ColumnsPlan kPlan = *find_columns_plan(H);
+  static constexpr int kCluster = H / kPlan.tile_h;
+  // A consumer's part: kBlocks times 64 rows by kWidth columns.
+  static constexpr int kBlocks = kPlan.tile_h / 64 / kPlan.along_h;
+  static constexpr int kWidth = kTileD * kPlan.along_h / kConsumers;
+  static constexpr int kBoxBytes = kStepRows * 128;
+  static constexpr int kHiddenBytes = kPlan.tile_h / 64 * kBoxBytes, kWideBytes = kTileD / 64 * kBoxBytes;
+  static constexpr int kStageBytes = kHiddenBytes + kWideBytes;
+  static constexpr int kStages = kPlan.stages;
+  static constexpr int kSharedBytes = kStages * (kStageBytes + 16);
+  static_assert(H % kPlan.tile_h == 0 && kPlan.tile_h % (64 * kPlan.along_h) == 0 && kWidth <= 256);
+  static_assert(kBlocks * kWidth / 2 <= 192 && kSharedBytes <= 227 << 10 && kCluster <= 8);
+};
+
+// One thread's place in the ring of stages, and the barriers that say whose turn a stage is.
+template <class Layout>
+struct ColumnsRing {
+  uint32_t shared;
+  int stage = 0;
+  uint32_t phase = 0;
+
+  AIM_DEVICE uint32_t data() const { return shared + stage * Layout::kStageBytes; }
+  AIM_DEVICE uint32_t full() const { return barriers() + 8 * stage; }
+  AIM_DEVICE uint32_t empty(int which) const { return barriers() + 8 * (Layout::kStages + which); }
+  AIM_DEVICE void advance() {
+    if (++stage == Layout::kStages) {
+      stage = 0;
+      phase ^= 1;
+    }
+  }
+  AIM_DEVICE void initialize(int releases) const {
+    for (int i = 0; i < Layout::kStages; ++i) {
+      ptx::mbarrier_init(barriers() + 8 * i, 1);
+      ptx::mbarrier_init(empty(i), releases);
+    }
+    ptx::fence_mbarrier_init();
+  }
+  // By a whole warp that has read the stage. All CTAs of the cluster write to it, so all of them are told.
+  AIM_DEVICE void release(int which) const {
+    __syncwarp();
+    const uint32_t lane = threadIdx.x % 32;
+    if constexpr (Layout::kCluster == 1) {
+      if (lane == 0) ptx::mbarrier_arrive(empty(which));
+    } else {
+      if (lane < Layout::kCluster) ptx::mbarrier_arrive_cluster(ptx::map_to_rank(empty(which), lane));
+    }
+  }
+
+ private:
+  AIM_DEVICE uint32_t barriers() const { return shared + Layout::kStages * Layout::kStageBytes; }
+};
+
+// What a CTA does.
+struct ColumnsJob {
+  int product, split;
+  int64_t column;  // the first of its columns of D
+  int rank;        // in the cluster: which rows of H
+  int begin, end;  // of its steps
+
+  template <class Layout>
+  static AIM_DEVICE ColumnsJob of(const ColumnsCall& call) {
+    const int tiles = static_cast<int>(tiles_of(call.D)), jobs = call.products * tiles;
+    const int cluster = blockIdx.x / Layout::kCluster, job = cluster % jobs;
+    const int64_t steps = steps_of(call.M);
+    ColumnsJob out;
+    out.product = call.first + job / tiles;
+    out.split = cluster / jobs;
+    out.column = int64_t{job % tiles} * kTileD;
+    out.rank = Layout::kCluster > 1 ? ptx::cluster_rank() : 0;
+    out.begin = static_cast<int>(steps * out.split / call.splits);
+    out.end = static_cast<int>(steps * (out.split + 1) / call.splits);
+    return out;
+  }
+  // Of the CTAs with the same A the first sums A's columns; of those with the same B too.
+  AIM_DEVICE bool sums_hidden(const ColumnsCall& call) const { return call.sum_hidden && product == 0 && column == 0; }
+  AIM_DEVICE bool sums_wide(const ColumnsCall& call) const { return call.sum_wide && product == 1 && rank == 0; }
+};
+
+template <class Layout>
+AIM_DEVICE void load_steps(const ColumnsCall& call, const ColumnsJob& job, ColumnsRing<Layout> ring) {
+  const ptx::TensorMap* hidden = &call.hidden[job.product];
+  const ptx::TensorMap* wide = &call.wide[job.product];
+  const int column = static_cast<int>(job.column);
+#pragma unroll 1
+  for (int step = job.begin; step < job.end; ++step) {
+    const int row = step * kStepRows;
+    ptx::mbarrier_wait(ring.empty(ring.stage), ring.phase ^ 1);
+    ptx::mbarrier_expect(ring.full(), Layout::kStageBytes);
+#pragma unroll 1
+    for (int box = 0; box < Layout::kPlan.tile_h / 64; ++box) {
+      ptx::tma_load(ring.data() + box * Layout::kBoxBytes, hidden, ring.full(),
+                    job.rank * Layout::kPlan.tile_h + box * 64, row);
+    }
+#pragma unroll 1
+    for (int box = job.rank; box < kTileD / 64; box += Layout::kCluster) {
+      const uint32_t to = ring.data() + Layout::kHiddenBytes + box * Layout::kBoxBytes;
+      if constexpr (Layout::kCluster == 1) {
+        ptx::tma_load(to, wide, ring.full(), column + box * 64, row);
+      } else {
+        ptx::tma_load_multicast(to, wide, ring.full(), column + box * 64, row, (1 << Layout::kCluster) - 1);
+      }
+    }
+    ring.advance();
+  }
+}
+
+// The factors of a step's rows, two a lane: those of rows lane and lane + 32.
+AIM_DEVICE void load_factors(const DeviceRows& row_scale, uint32_t M, uint32_t row, float (&factors)[2]) {
+#pragma unroll
+  for (int i = 0; i < 2; ++i) {
+    const uint32_t m = row + threadIdx.x % 32 + 32 * i;
+    factors[i] = m < M ? load_float(row_scale.row(m), row_scale.dtype, 0) : 0.f;
+  }
+}
+
+// Sums of kColumns columns that begin `offset` bytes into a stage, each times its row's factor if there is one; a
+// thread sums pairs, and out is the place of the first column, of which `columns` exist.
+template <class T, int kColumns, class Layout>
+AIM_DEVICE void sum_columns(const uint8_t* shared, int offset, const DeviceRows& row_scale, uint32_t M,
+                            const ColumnsJob& job, ColumnsRing<Layout> ring, float* out, int64_t columns) {
+  constexpr int kPairs = (kColumns / 2 + kSumThreads - 1) / kSumThreads;  // of a thread
+  const int first = threadIdx.x % 128 - 32;
+  float sum[kPairs][2] = {};
+  float factors[2];
+#pragma unroll 1
+  for (int step = job.begin; step < job.end; ++step) {
+    if (row_scale) load_factors(row_scale, M, step * kStepRows, factors);
+    ptx::mbarrier_wait(ring.full(), ring.phase);
+    const uint8_t* stage = shared + ring.stage * Layout::kStageBytes + offset;
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+#pragma unroll 8
+      for (int r = 0; r < 32; ++r) {
+        const int row = half * 32 + r;
+        const float factor = row_scale ? __shfl_sync(~0u, factors[half], r) : 1.f;
+#pragma unroll
+        for (int i = 0; i < kPairs; ++i) {
+          const int pair = first + i * kSumThreads;
+          if (pair >= kColumns / 2) break;
+          // 16-byte units of a box's row are swizzled by the row.
+          const int unit = pair % 32 / 4 ^ row % 8;
+          const uint32_t values =
+              ptx::load32(stage + pair / 32 * Layout::kBoxBytes + row * 128 + unit * 16 + pair % 4 * 4);
+          sum[i][0] += factor * ptx::low<T>(values);
+          sum[i][1] += factor * ptx::high<T>(values);
+        }
+      }
+    }
+    ring.release(ring.stage);
+    ring.advance();
+  }
+#pragma unroll
+  for (int i = 0; i < kPairs; ++i) {
+    const int pair = first + i * kSumThreads;
+    if (pair < kColumns / 2 && 2 * pair < columns) ptx::store_float2(out + 2 * pair, sum[i][0], sum[i][1]);
+  }
+}
+
+template <class T, class Layout>
+AIM_DEVICE void multiply_steps(const ColumnsCall& call, const ColumnsJob& job, ColumnsRing<Layout> ring, int consumer,
+                               int64_t H) {
+  constexpr int kBlocks = Layout::kBlocks, kWidth = Layout::kWidth;
+  const int block_h = consumer % Layout::kPlan.along_h * kBlocks;  // the first of its 64 rows of H
+  const int column = consumer / Layout::kPlan.along_h * kWidth;
+  float sum[kBlocks][kWidth / 2];
+  auto multiply = [&](bool first) {
+    const uint32_t a = ring.data() + block_h * Layout::kBoxBytes;
+    const uint32_t b = ring.data() + Layout::kHiddenBytes + column / 64 * Layout::kBoxBytes;
+    ptx::mbarrier_wait(ring.full(), ring.phase);
+    ptx::wgmma_fence();
+#pragma unroll
+    for (int k = 0; k < kStepRows / 16; ++k) {
+#pragma unroll
+      for (int block = 0; block < kBlocks; ++block) {
+        ptx::Wgmma<kWidth, T, true, true>::ss(
+            sum[block], ptx::descriptor_mn_major(a + block * Layout::kBoxBytes, Layout::kBoxBytes) + 128 * k,
+            ptx::descriptor_mn_major(b, Layout::kBoxBytes) + 128 * k, !(first && k == 0));
+      }
+    }
+    ptx::wgmma_commit();
+  };
+  // The first step overwrites the accumulators by a constant in the instruction, which spares their zeroing. A stage is
+  // released when the step after it has been issued and its own has ended.
+  multiply(true);
+  int last = ring.stage;
+  ring.advance();
+#pragma unroll 1
+  for (int step = job.begin + 1; step < job.end; ++step) {
+    multiply(false);
+    ptx::wgmma_wait<1>();
+    ring.release(last);
+    last = ring.stage;
+    ring.advance();
+  }
+  ptx::wgmma_wait<0>();
+  ring.release(last);
+#pragma unroll
+  for (int block = 0; block < kBlocks; ++block) ptx::wgmma_landed(sum[block]);
+
+  const int warp = threadIdx.x / 32 % 4, lane = threadIdx.x % 32;
+  const int64_t D = call.D, d = job.column + column + lane % 4 * 2;
+  const int64_t h = job.rank * Layout::kPlan.tile_h + block_h * 64 + warp * 16 + lane / 4;
+  float* out = call.dw + ((int64_t{job.split} * 2 + job.product) * H + h) * D + d;
+#pragma unroll
+  for (int j = 0; j < kWidth / 8; ++j) {
+    if (d + j * 8 >= D) break;
+#pragma unroll
+    for (int block = 0; block < kBlocks; ++block) {
+#pragma unroll
+      for (int half = 0; half < 2; ++half) {
+        const float* pair = &sum[block][j * 4 + half * 2];
+        ptx::store_float2(out + (block * 64 + half * 8) * D + j * 8, pair[0], pair[1]);
+      }
+    }
+  }
+}
+
+template <class T, int H>
+__global__ void __launch_bounds__(kColumnsThreads, 1) columns_kernel(const AIM_GRID_CONSTANT ColumnsCall call) {
+#ifdef AIM_HOPPER_CODE
+  using Layout = ColumnsLayout<H>;
+  AIM_DYNAMIC_SHARED(shared);
+  const ColumnsJob job = ColumnsJob::of<Layout>(call);
+  const ColumnsRing<Layout> ring{ptx::shared_address(shared)};
+  const int warpgroup = threadIdx.x / 128, warp = threadIdx.x / 32 % 4;
+  const bool sums_hidden = job.sums_hidden(call), sums_wide = job.sums_wide(call);
+  if (threadIdx.x == 0) {
+    // Who sums, of the cluster: all its CTAs their rows of A, or the first the columns of B.
+    const int summing = sums_hidden ? Layout::kCluster : call.sum_wide && job.product == 1;
+    ring.initialize(kConsumers * 4 * Layout::kCluster + kSumThreads / 32 * summing);
+  }
+  if constexpr (Layout::kCluster > 1)
+    ptx::cluster_sync();
+  else
+    __syncthreads();
+
+  if (warpgroup < kConsumers) {
+    ptx::raise_registers<kConsumerRegisters>();
+    multiply_steps<T>(call, job, ring, warpgroup, H);
+  } else {
+    ptx::lower_registers<kProducerRegisters>();  // by the whole warpgroup, before its warps part
+    float* sums = call.sums + job.split * (H + call.D);
+    if (warp == 0) {
+      if (threadIdx.x % 32 == 0) load_steps(call, job, ring);
+      __syncwarp();
+    } else if (sums_hidden) {
+      sum_columns<T, Layout::kPlan.tile_h>(shared, 0, DeviceRows{}, call.M, job, ring,
+                                           sums + job.rank * Layout::kPlan.tile_h, Layout::kPlan.tile_h);
+    } else if (sums_wide) {
+      sum_columns<T, kTileD>(shared, Layout::kHiddenBytes, call.row_scale, call.M, job, ring, sums + H + job.column,
+                             call.D - job.column);
+    }
+  }
+  // No CTA ends while another may still write to its shared memory or arrive at its barriers.
+  if constexpr (Layout::kCluster > 1) ptx::cluster_sync();
+#endif
+}
+
+template <class T, int H>
+int launch_columns(const ColumnsCall& call, void* stream) {
+  using Layout = ColumnsLayout<H>;
+  const int64_t clusters = call.splits * call.products * tiles_of(call.D);
+  const Grid grid{dim3(static_cast<unsigned>(clusters * Layout::kCluster)), dim3(kColumnsThreads), Layout::kCluster,
+                  Layout::kSharedBytes};
+  return launch(columns_kernel<T, H>, grid, stream, call);
+}
+
+}  // namespace aim_fast::cuda::hopper
