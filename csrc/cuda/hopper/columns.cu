@@ -1,5 +1,6 @@
 // K2 on sm_90a: the launch.
 #include <algorithm>
+#include <iterator>
 #include <utility>
 
 #include "cuda/column_sums.h"

@@ -6,7 +6,7 @@
 //           tiles above one another are a cluster, and each CTA loads its part of B for all of them
 // Flow      per step of 64 rows
 //           1. a warp of the third warpgroup      boxes of A and B into the next stage of a ring, by TMA
-//           2. its three other warps              columns of A or of B summed, in the CTAs that have to
+//           2. two others of it                   columns of A or of B summed, in the CTAs that have to
 //           3. two consumer warpgroups            wgmma from shared memory, both operands as TMA lays them down:
 //                                                 contracted over rows, each is MN-major
 // Memory    A and B once per tile that needs them; per range 4 H D B for each product
@@ -26,7 +26,7 @@ namespace aim_fast::cuda::hopper {
 
 constexpr int kConsumers = 2;  // warpgroups that multiply
 constexpr int kColumnsThreads = 128 * (kConsumers + 1);
-constexpr int kSumThreads = 96;
+constexpr int kSumThreads = kTileD / 4;
 // Registers a thread; together not more than the launch gives, 168 each.
 constexpr int kConsumerRegisters = 224, kProducerRegisters = 56;
 static_assert(kConsumers * kConsumerRegisters + kProducerRegisters <= (kConsumers + 1) * 168);
@@ -42,7 +42,9 @@ struct ColumnsLayout {
   static constexpr int kHiddenBytes = kPlan.tile_h / 64 * kBoxBytes, kWideBytes = kTileD / 64 * kBoxBytes;
   static constexpr int kStageBytes = kHiddenBytes + kWideBytes;
   static constexpr int kStages = kPlan.stages;
-  static constexpr int kSharedBytes = kStages * (kStageBytes + 16);
+  // The stages, two barriers to each, and a step's row factors for each warp that sums.
+  static constexpr int kFactors = kStages * (kStageBytes + 16);
+  static constexpr int kSharedBytes = kFactors + kSumThreads / 32 * kStepRows * 4;
   static_assert(H % kPlan.tile_h == 0 && kPlan.tile_h % (64 * kPlan.along_h) == 0 && kWidth <= 256);
   static_assert(kBlocks * kWidth / 2 <= 192 && kSharedBytes <= 227 << 10 && kCluster <= 8);
 };
@@ -139,56 +141,46 @@ AIM_DEVICE void load_steps(const ColumnsCall& call, const ColumnsJob& job, Colum
   }
 }
 
-// The factors of a step's rows, two a lane: those of rows lane and lane + 32.
-AIM_DEVICE void load_factors(const DeviceRows& row_scale, uint32_t M, uint32_t row, float (&factors)[2]) {
-#pragma unroll
-  for (int i = 0; i < 2; ++i) {
-    const uint32_t m = row + threadIdx.x % 32 + 32 * i;
-    factors[i] = m < M ? load_float(row_scale.row(m), row_scale.dtype, 0) : 0.f;
-  }
-}
-
 // Sums of kColumns columns that begin `offset` bytes into a stage, each times its row's factor if there is one; a
-// thread sums pairs, and out is the place of the first column, of which `columns` exist.
+// thread sums four, and out is the place of the first column, of which `columns` exist. factors: a float for each row
+// of a step and each warp that sums.
 template <class T, int kColumns, class Layout>
-AIM_DEVICE void sum_columns(const uint8_t* shared, int offset, const DeviceRows& row_scale, uint32_t M,
+AIM_DEVICE void sum_columns(const uint8_t* shared, int offset, float* factors, const DeviceRows& row_scale, uint32_t M,
                             const ColumnsJob& job, ColumnsRing<Layout> ring, float* out, int64_t columns) {
-  constexpr int kPairs = (kColumns / 2 + kSumThreads - 1) / kSumThreads;  // of a thread
-  const int first = threadIdx.x % 128 - 32;
-  float sum[kPairs][2] = {};
-  float factors[2];
+  const int thread = threadIdx.x % 128 - 32, lane = thread % 32, column = 4 * thread;
+  const bool mine = column < kColumns;
+  factors += thread / 32 * kStepRows;
+  float sum[4] = {};
 #pragma unroll 1
   for (int step = job.begin; step < job.end; ++step) {
-    if (row_scale) load_factors(row_scale, M, step * kStepRows, factors);
+    __syncwarp();  // the factors of the step before have been read
+#pragma unroll
+    for (int i = lane; i < kStepRows; i += 32) {
+      const uint32_t m = static_cast<uint32_t>(step) * kStepRows + i;
+      factors[i] = row_scale && m < M ? load_float(row_scale.row(m), row_scale.dtype, 0) : 1.f;
+    }
+    __syncwarp();
     ptx::mbarrier_wait(ring.full(), ring.phase);
-    const uint8_t* stage = shared + ring.stage * Layout::kStageBytes + offset;
-#pragma unroll
-    for (int half = 0; half < 2; ++half) {
+    if (mine) {
+      const uint8_t* box = shared + ring.stage * Layout::kStageBytes + offset + column / 64 * Layout::kBoxBytes;
 #pragma unroll 8
-      for (int r = 0; r < 32; ++r) {
-        const int row = half * 32 + r;
-        const float factor = row_scale ? __shfl_sync(~0u, factors[half], r) : 1.f;
-#pragma unroll
-        for (int i = 0; i < kPairs; ++i) {
-          const int pair = first + i * kSumThreads;
-          if (pair >= kColumns / 2) break;
-          // 16-byte units of a box's row are swizzled by the row.
-          const int unit = pair % 32 / 4 ^ row % 8;
-          const uint32_t values =
-              ptx::load32(stage + pair / 32 * Layout::kBoxBytes + row * 128 + unit * 16 + pair % 4 * 4);
-          sum[i][0] += factor * ptx::low<T>(values);
-          sum[i][1] += factor * ptx::high<T>(values);
-        }
+      for (int row = 0; row < kStepRows; ++row) {
+        // 16-byte units of a box's row are swizzled by the row.
+        const int unit = column % 64 / 8 ^ row % 8;
+        const uint2 values = *reinterpret_cast<const uint2*>(box + row * 128 + unit * 16 + column % 8 * 2);
+        const float factor = factors[row];
+        sum[0] += factor * ptx::low<T>(values.x);
+        sum[1] += factor * ptx::high<T>(values.x);
+        sum[2] += factor * ptx::low<T>(values.y);
+        sum[3] += factor * ptx::high<T>(values.y);
       }
     }
     ring.release(ring.stage);
     ring.advance();
   }
-#pragma unroll
-  for (int i = 0; i < kPairs; ++i) {
-    const int pair = first + i * kSumThreads;
-    if (pair < kColumns / 2 && 2 * pair < columns) ptx::store_float2(out + 2 * pair, sum[i][0], sum[i][1]);
-  }
+  if (!mine || column >= columns) return;
+  ptx::store_float2(out + column, sum[0], sum[1]);
+  ptx::store_float2(out + column + 2, sum[2], sum[3]);
 }
 
 template <class T, class Layout>
@@ -275,15 +267,17 @@ __global__ void __launch_bounds__(kColumnsThreads, 1) columns_kernel(const AIM_G
   } else {
     ptx::lower_registers<kProducerRegisters>();  // by the whole warpgroup, before its warps part
     float* sums = call.sums + job.split * (H + call.D);
+    float* factors = reinterpret_cast<float*>(shared + Layout::kFactors);
+    const bool summing = warp <= kSumThreads / 32;  // the last warp has nothing to do
     if (warp == 0) {
       if (threadIdx.x % 32 == 0) load_steps(call, job, ring);
       __syncwarp();
-    } else if (sums_hidden) {
-      sum_columns<T, Layout::kPlan.tile_h>(shared, 0, DeviceRows{}, call.M, job, ring,
+    } else if (summing && sums_hidden) {
+      sum_columns<T, Layout::kPlan.tile_h>(shared, 0, factors, DeviceRows{}, call.M, job, ring,
                                            sums + job.rank * Layout::kPlan.tile_h, Layout::kPlan.tile_h);
-    } else if (sums_wide) {
-      sum_columns<T, kTileD>(shared, Layout::kHiddenBytes, call.row_scale, call.M, job, ring, sums + H + job.column,
-                             call.D - job.column);
+    } else if (summing && sums_wide) {
+      sum_columns<T, kTileD>(shared, Layout::kHiddenBytes, factors, call.row_scale, call.M, job, ring,
+                             sums + H + job.column, call.D - job.column);
     }
   }
   // No CTA ends while another may still write to its shared memory or arrive at its barriers.
