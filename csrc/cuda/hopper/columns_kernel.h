@@ -2,18 +2,19 @@
 // sums of dz's and of row_scale * dy's columns on the way.
 //
 // Shapes    dz, h [M, H]; x, dy [M, D]; partial results dw [splits, 2, H, D], sums [splits, H + D], fp32
-// Tiling    a CTA owns a tile of one product and one range of rows; columns_call.h. Where H is wider than a tile, the
-//           tiles above one another are a cluster, and each CTA loads its part of B for all of them
+// Tiling    a CTA owns a tile of one product and one range of rows, as columns_call.h says. Where H is wider than a
+//           tile, the tiles above one another are a cluster, and each CTA loads its part of B for all of them
 // Flow      per step of 64 rows
 //           1. a warp of the third warpgroup      boxes of A and B into the next stage of a ring, by TMA
-//           2. two others of it                   columns of A or of B summed, in the CTAs that have to
+//           2. two others of it                   columns of A or of B summed, in the CTAs that have to; the last one
+//                                                 brings the factors of the rows into the stage
 //           3. two consumer warpgroups            wgmma from shared memory, both operands as TMA lays them down:
 //                                                 contracted over rows, each is MN-major
 // Memory    A and B once per tile that needs them; per range 4 H D B for each product
 // Rounding  none; each element is a sum in the order of the rows
 #pragma once
 
-#include "cuda/hopper/columns_call.h"
+#include "cuda/hopper/columns_layout.h"
 #include "cuda/launch.h"
 #include "cuda/vectors.h"
 
@@ -23,95 +24,6 @@
 #endif
 
 namespace aim_fast::cuda::hopper {
-
-constexpr int kConsumers = 2;  // warpgroups that multiply
-constexpr int kColumnsThreads = 128 * (kConsumers + 1);
-constexpr int kSumThreads = kTileD / 4;
-// Registers a thread; together not more than the launch gives, 168 each.
-constexpr int kConsumerRegisters = 224, kProducerRegisters = 56;
-static_assert(kConsumers * kConsumerRegisters + kProducerRegisters <= (kConsumers + 1) * 168);
-
-template <int H>
-struct ColumnsLayout {
-  static constexpr ColumnsPlan kPlan = *find_columns_plan(H);
-  static constexpr int kCluster = H / kPlan.tile_h;
-  // A consumer's part: kBlocks times 64 rows by kWidth columns.
-  static constexpr int kBlocks = kPlan.tile_h / 64 / kPlan.along_h;
-  static constexpr int kWidth = kTileD * kPlan.along_h / kConsumers;
-  static constexpr int kBoxBytes = kStepRows * 128;
-  static constexpr int kHiddenBytes = kPlan.tile_h / 64 * kBoxBytes, kWideBytes = kTileD / 64 * kBoxBytes;
-  static constexpr int kStageBytes = kHiddenBytes + kWideBytes;
-  static constexpr int kStages = kPlan.stages;
-  // The stages, two barriers to each, and a step's row factors for each warp that sums.
-  static constexpr int kFactors = kStages * (kStageBytes + 16);
-  static constexpr int kSharedBytes = kFactors + kSumThreads / 32 * kStepRows * 4;
-  static_assert(H % kPlan.tile_h == 0 && kPlan.tile_h % (64 * kPlan.along_h) == 0 && kWidth <= 256);
-  static_assert(kBlocks * kWidth / 2 <= 192 && kSharedBytes <= 227 << 10 && kCluster <= 8);
-};
-
-// One thread's place in the ring of stages, and the barriers that say whose turn a stage is.
-template <class Layout>
-struct ColumnsRing {
-  uint32_t shared;
-  int stage = 0;
-  uint32_t phase = 0;
-
-  AIM_DEVICE uint32_t data() const { return shared + stage * Layout::kStageBytes; }
-  AIM_DEVICE uint32_t full() const { return barriers() + 8 * stage; }
-  AIM_DEVICE uint32_t empty(int which) const { return barriers() + 8 * (Layout::kStages + which); }
-  AIM_DEVICE void advance() {
-    if (++stage == Layout::kStages) {
-      stage = 0;
-      phase ^= 1;
-    }
-  }
-  AIM_DEVICE void initialize(int releases) const {
-    for (int i = 0; i < Layout::kStages; ++i) {
-      ptx::mbarrier_init(barriers() + 8 * i, 1);
-      ptx::mbarrier_init(empty(i), releases);
-    }
-    ptx::fence_mbarrier_init();
-  }
-  // By a whole warp that has read the stage. All CTAs of the cluster write to it, so all of them are told.
-  AIM_DEVICE void release(int which) const {
-    __syncwarp();
-    const uint32_t lane = threadIdx.x % 32;
-    if constexpr (Layout::kCluster == 1) {
-      if (lane == 0) ptx::mbarrier_arrive(empty(which));
-    } else {
-      if (lane < Layout::kCluster) ptx::mbarrier_arrive_cluster(ptx::map_to_rank(empty(which), lane));
-    }
-  }
-
- private:
-  AIM_DEVICE uint32_t barriers() const { return shared + Layout::kStages * Layout::kStageBytes; }
-};
-
-// What a CTA does.
-struct ColumnsJob {
-  int product, split;
-  int64_t column;  // the first of its columns of D
-  int rank;        // in the cluster: which rows of H
-  int begin, end;  // of its steps
-
-  template <class Layout>
-  static AIM_DEVICE ColumnsJob of(const ColumnsCall& call) {
-    const int tiles = static_cast<int>(tiles_of(call.D)), jobs = call.products * tiles;
-    const int cluster = blockIdx.x / Layout::kCluster, job = cluster % jobs;
-    const int64_t steps = steps_of(call.M);
-    ColumnsJob out;
-    out.product = call.first + job / tiles;
-    out.split = cluster / jobs;
-    out.column = int64_t{job % tiles} * kTileD;
-    out.rank = Layout::kCluster > 1 ? ptx::cluster_rank() : 0;
-    out.begin = static_cast<int>(steps * out.split / call.splits);
-    out.end = static_cast<int>(steps * (out.split + 1) / call.splits);
-    return out;
-  }
-  // Of the CTAs with the same A the first sums A's columns; of those with the same B too.
-  AIM_DEVICE bool sums_hidden(const ColumnsCall& call) const { return call.sum_hidden && product == 0 && column == 0; }
-  AIM_DEVICE bool sums_wide(const ColumnsCall& call) const { return call.sum_wide && product == 1 && rank == 0; }
-};
 
 template <class Layout>
 AIM_DEVICE void load_steps(const ColumnsCall& call, const ColumnsJob& job, ColumnsRing<Layout> ring) {
@@ -141,25 +53,35 @@ AIM_DEVICE void load_steps(const ColumnsCall& call, const ColumnsJob& job, Colum
   }
 }
 
-// Sums of kColumns columns that begin `offset` bytes into a stage, each times its row's factor if there is one; a
-// thread sums four, and out is the place of the first column, of which `columns` exist. factors: a float for each row
-// of a step and each warp that sums.
+// The factors of each step's rows, into its stage.
+template <class Layout>
+AIM_DEVICE void load_factors(const ColumnsCall& call, const ColumnsJob& job, ColumnsRing<Layout> ring, float* factors) {
+  const int lane = threadIdx.x % 32;
+#pragma unroll 1
+  for (int step = job.begin; step < job.end; ++step) {
+    ptx::mbarrier_wait(ring.empty(ring.stage), ring.phase ^ 1);
+#pragma unroll
+    for (int row = lane; row < kStepRows; row += 32) {
+      const uint32_t m = static_cast<uint32_t>(step) * kStepRows + row;
+      factors[ring.stage * kStepRows + row] =
+          m < call.M ? load_float(call.row_scale.row(m), call.row_scale.dtype, 0) : 0.f;
+    }
+    __syncwarp();
+    if (lane == 0) ptx::mbarrier_arrive(ring.full());
+    ring.advance();
+  }
+}
+
+// Sums of kColumns columns that begin `offset` bytes into a stage, each times its row's factor unless `factors` is
+// null; a thread sums four, and out is the place of the first column, of which `columns` exist.
 template <class T, int kColumns, class Layout>
-AIM_DEVICE void sum_columns(const uint8_t* shared, int offset, float* factors, const DeviceRows& row_scale, uint32_t M,
-                            const ColumnsJob& job, ColumnsRing<Layout> ring, float* out, int64_t columns) {
-  const int thread = threadIdx.x % 128 - 32, lane = thread % 32, column = 4 * thread;
+AIM_DEVICE void sum_columns(const uint8_t* shared, int offset, const float* factors, const ColumnsJob& job,
+                            ColumnsRing<Layout> ring, float* out, int64_t columns) {
+  const int column = 4 * (threadIdx.x % 128 - 32);
   const bool mine = column < kColumns;
-  factors += thread / 32 * kStepRows;
   float sum[4] = {};
 #pragma unroll 1
   for (int step = job.begin; step < job.end; ++step) {
-    __syncwarp();  // the factors of the step before have been read
-#pragma unroll
-    for (int i = lane; i < kStepRows; i += 32) {
-      const uint32_t m = static_cast<uint32_t>(step) * kStepRows + i;
-      factors[i] = row_scale && m < M ? load_float(row_scale.row(m), row_scale.dtype, 0) : 1.f;
-    }
-    __syncwarp();
     ptx::mbarrier_wait(ring.full(), ring.phase);
     if (mine) {
       const uint8_t* box = shared + ring.stage * Layout::kStageBytes + offset + column / 64 * Layout::kBoxBytes;
@@ -168,7 +90,7 @@ AIM_DEVICE void sum_columns(const uint8_t* shared, int offset, float* factors, c
         // 16-byte units of a box's row are swizzled by the row.
         const int unit = column % 64 / 8 ^ row % 8;
         const uint2 values = *reinterpret_cast<const uint2*>(box + row * 128 + unit * 16 + column % 8 * 2);
-        const float factor = factors[row];
+        const float factor = factors ? factors[ring.stage * kStepRows + row] : 1.f;
         sum[0] += factor * ptx::low<T>(values.x);
         sum[1] += factor * ptx::high<T>(values.x);
         sum[2] += factor * ptx::low<T>(values.y);
@@ -246,15 +168,18 @@ template <class T, int H>
 __global__ void __launch_bounds__(kColumnsThreads, 1) columns_kernel(const AIM_GRID_CONSTANT ColumnsCall call) {
 #ifdef AIM_HOPPER_CODE
   using Layout = ColumnsLayout<H>;
+  constexpr int kTileH = Layout::kPlan.tile_h;
   AIM_DYNAMIC_SHARED(shared);
   const ColumnsJob job = ColumnsJob::of<Layout>(call);
   const ColumnsRing<Layout> ring{ptx::shared_address(shared)};
   const int warpgroup = threadIdx.x / 128, warp = threadIdx.x / 32 % 4;
-  const bool sums_hidden = job.sums_hidden(call), sums_wide = job.sums_wide(call);
+  // Of the CTAs with the same A the first sums A's columns; of those with the same B the first sums B's.
+  const bool sums_hidden = call.sum_hidden && job.product == 0 && job.column == 0;
+  const bool sums_wide = call.sum_wide && job.product == 1 && job.rank == 0, scaled = sums_wide && call.row_scale;
   if (threadIdx.x == 0) {
     // Who sums, of the cluster: all its CTAs their rows of A, or the first the columns of B.
     const int summing = sums_hidden ? Layout::kCluster : call.sum_wide && job.product == 1;
-    ring.initialize(kConsumers * 4 * Layout::kCluster + kSumThreads / 32 * summing);
+    ring.initialize(1 + scaled, kConsumers * 4 * Layout::kCluster + kSumThreads / 32 * summing);
   }
   if constexpr (Layout::kCluster > 1)
     ptx::cluster_sync();
@@ -266,18 +191,18 @@ __global__ void __launch_bounds__(kColumnsThreads, 1) columns_kernel(const AIM_G
     multiply_steps<T>(call, job, ring, warpgroup, H);
   } else {
     ptx::lower_registers<kProducerRegisters>();  // by the whole warpgroup, before its warps part
-    float* sums = call.sums + job.split * (H + call.D);
     float* factors = reinterpret_cast<float*>(shared + Layout::kFactors);
-    const bool summing = warp <= kSumThreads / 32;  // the last warp has nothing to do
+    float* sums = call.sums + job.split * (H + call.D);
     if (warp == 0) {
       if (threadIdx.x % 32 == 0) load_steps(call, job, ring);
       __syncwarp();
-    } else if (summing && sums_hidden) {
-      sum_columns<T, Layout::kPlan.tile_h>(shared, 0, factors, DeviceRows{}, call.M, job, ring,
-                                           sums + job.rank * Layout::kPlan.tile_h, Layout::kPlan.tile_h);
-    } else if (summing && sums_wide) {
-      sum_columns<T, kTileD>(shared, Layout::kHiddenBytes, factors, call.row_scale, call.M, job, ring,
-                             sums + H + job.column, call.D - job.column);
+    } else if (warp == 3) {
+      if (scaled) load_factors(call, job, ring, factors);
+    } else if (sums_hidden) {
+      sum_columns<T, kTileH>(shared, 0, nullptr, job, ring, sums + job.rank * kTileH, kTileH);
+    } else if (sums_wide) {
+      sum_columns<T, kTileD>(shared, Layout::kHiddenBytes, scaled ? factors : nullptr, job, ring, sums + H + job.column,
+                             call.D - job.column);
     }
   }
   // No CTA ends while another may still write to its shared memory or arrive at its barriers.
