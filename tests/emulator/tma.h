@@ -78,12 +78,12 @@ inline void issue_load(uint32_t address, const TensorMap& map, uint32_t barrier,
   cluster->loads.push_back(load);
 }
 
-inline void tma_load(uint32_t address, const TensorMap* map, uint32_t barrier, int x, int y) {
+inline void issue_tma_load(uint32_t address, const TensorMap* map, uint32_t barrier, int x, int y) {
   check_box(*map, offset_of(address), "TMA load");
   if (rank_of(barrier) != rank_of(address)) fail("TMA load: the mbarrier is in another CTA than the tile");
   issue_load(address, *map, barrier, x, y);
 }
-inline void tma_load_multicast(uint32_t address, const TensorMap* map, uint32_t barrier, int x, int y, uint32_t mask) {
+inline void issue_tma_multicast(uint32_t address, const TensorMap* map, uint32_t barrier, int x, int y, uint32_t mask) {
   check_box(*map, offset_of(address), "TMA load");
   if (mask == 0 || mask >> cluster->ctas.size()) fail("TMA multicast: the mask names a CTA that the cluster lacks");
   for (uint32_t rank = 0; rank < cluster->ctas.size(); ++rank) {
@@ -111,7 +111,7 @@ inline void store_box(const BoxStore& store) {
   shared.end_read(store.offset, store.map.box_bytes(), "TMA store");
 }
 
-inline void tma_store(const TensorMap* map, uint32_t address, int x, int y) {
+inline void issue_tma_store(const TensorMap* map, uint32_t address, int x, int y) {
   check_box(*map, offset_of(address), "TMA store");
   if (rank_of(address) != current->cta->rank) fail("TMA store from the shared memory of another CTA");
   current->cta->shared->begin_read(offset_of(address), map->box_bytes(), "TMA store");

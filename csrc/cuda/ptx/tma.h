@@ -14,7 +14,7 @@ AIM_DEVICE void tma_load(uint32_t dst, const TensorMap* map, uint32_t barrier, i
       "l"(map), "r"(barrier), "r"(x), "r"(y)
       : "memory");
 #else
-  emu::tma_load(dst, map, barrier, x, y);
+  emu::issue_tma_load(dst, map, barrier, x, y);
 #endif
 }
 
@@ -28,7 +28,7 @@ AIM_DEVICE void tma_load_multicast(uint32_t dst, const TensorMap* map, uint32_t 
       "l"(map), "r"(barrier), "r"(x), "r"(y), "h"(mask)
       : "memory");
 #else
-  emu::tma_load_multicast(dst, map, barrier, x, y, mask);
+  emu::issue_tma_multicast(dst, map, barrier, x, y, mask);
 #endif
 }
 
@@ -39,7 +39,7 @@ AIM_DEVICE void tma_store(const TensorMap* map, uint32_t src, int x, int y) {
                "r"(x), "r"(y)
                : "memory");
 #else
-  emu::tma_store(map, src, x, y);
+  emu::issue_tma_store(map, src, x, y);
 #endif
 }
 
