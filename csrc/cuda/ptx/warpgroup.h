@@ -36,10 +36,18 @@ AIM_DEVICE void wgmma_wait() {
 // No instruction: the compiler may not move the use of an accumulator above the wait that makes it valid. Call this
 // after the wait.
 template <int N>
-AIM_DEVICE void wgmma_landed(float (&d)[N]) {
+AIM_DEVICE void wgmma_landed([[maybe_unused]] float (&d)[N]) {
 #ifdef __CUDACC__
 #pragma unroll
   for (int i = 0; i < N; ++i) asm volatile("" : "+f"(d[i])::"memory");
+#endif
+}
+
+// No instruction: registers that a wgmma in flight reads may not be written, so the compiler must keep other values out
+// of them until it ends. Call this after the wait that ends it.
+AIM_DEVICE void operand_read([[maybe_unused]] uint32_t (&a)[4]) {
+#ifdef __CUDACC__
+  asm volatile("" : "+r"(a[0]), "+r"(a[1]), "+r"(a[2]), "+r"(a[3])::"memory");
 #endif
 }
 
