@@ -1,4 +1,5 @@
 // The family of sm_90a: the row kernels' launches, and the table.
+#include "cuda/hopper/columns.h"
 #include "cuda/hopper/rows_rule.h"
 #include "cuda/kernels.h"
 #include "cuda/tensor_map.h"
@@ -110,7 +111,7 @@ int backward_rows(const BackwardParams& p, const Intermediates& between, const D
 }  // namespace
 }  // namespace hopper
 
-const Kernels hopper_kernels = {hopper::has_map,       hopper::plans, hopper::forward,
-                                hopper::backward_rows, nullptr,       nullptr};
+const Kernels hopper_kernels = {hopper::has_map,       hopper::plans,  hopper::forward,
+                                hopper::backward_rows, hopper::splits, hopper::backward_columns};
 
 }  // namespace aim_fast::cuda
