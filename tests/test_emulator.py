@@ -9,7 +9,6 @@ import ctypes
 import re
 import subprocess
 from collections.abc import Callable, Iterator
-from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from emulation import HEADERS, compile_command
+import emulation
 
 PROBES = Path(__file__).parent / "emulator" / "probe"
 EAGER, LAZY, RANDOM = range(3)
@@ -27,22 +26,22 @@ Probe = Callable[..., None]
 
 
 @pytest.fixture(scope="module")
-def library(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
+def library(emulator: None, tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
     """The probes, compiled."""
     target = tmp_path_factory.mktemp("probe") / "probe.so"
     sources = sorted(PROBES.glob("*.cu"))
     parts = [target.with_name(f"{source.stem}.o") for source in sources]
     # Both cores; what is timed here is nothing.
     running = [
-        subprocess.Popen([*compile_command(), "-O1", "-c", str(source), "-o", str(part)])
+        subprocess.Popen([*emulation.compiler(), "-O1", "-x", "c++", "-c", str(source), "-o", str(part)])
         for source, part in zip(sources, parts, strict=True)
     ]
     assert [process.wait() for process in running] == [0] * len(running)
-    subprocess.run([*compile_command()[:1], "-shared", *map(str, parts), "-o", str(target)], check=True)
+    subprocess.run([*emulation.compiler()[:1], "-shared", *map(str, parts), "-o", str(target)], check=True)
     return ctypes.CDLL(str(target))
 
 
-class Fault(Exception):
+class FaultError(Exception):
     """What the emulator tells of a kernel."""
 
 
@@ -55,7 +54,7 @@ def probe(library: ctypes.CDLL) -> Iterator[Probe]:
         function.restype = ctypes.c_char_p
         told = function(*(ctypes.c_void_p(a.data_ptr()) if isinstance(a, Tensor) else a for a in arguments))
         if told is not None:
-            raise Fault(told.decode())
+            raise FaultError(told.decode())
 
     yield call
     call("order", EAGER, 0)
@@ -120,7 +119,7 @@ def swizzled(tile: Tensor, chunks: int) -> Tensor:
 @pytest.mark.parametrize(("x", "y"), [(0, 0), (64, 8), (-5, -3), (40, 12), (88, 0), (-64, 19)])
 @pytest.mark.parametrize("order", [EAGER, LAZY, RANDOM])
 def test_boxes_and_multicast(probe: Probe, order: int, x: int, y: int) -> None:
-    """A box in both CTAs of a cluster, each half loaded by one of them; zeros beyond the matrix, which a store keeps."""
+    """A box in both CTAs of a cluster, each half loaded by one of them; zeros beyond the matrix; and stored again."""
     rows, columns = 20, 88
     matrix = torch.arange(1, rows * columns + 1, dtype=torch.int16).view(rows, columns)
     stored, out = torch.full_like(matrix, -1), torch.zeros(2, 16, 64, dtype=torch.int16)
@@ -172,11 +171,9 @@ def test_what_is_touched_too_early(probe: Probe, order: int) -> None:
     probe("order", order, 0)
     probe("too_early", *seen)
     accumulator, copied, stored, fresh = seen.flatten().tolist()
-    assert fresh != fresh
-    if order == LAZY:
-        assert accumulator != accumulator and copied != copied and stored == 2
-    else:
-        assert copied == 0 and stored == 0
+    in_flight = (accumulator, copied) if order == LAZY else ()
+    assert all(value != value for value in (fresh, *in_flight))
+    assert stored == (2 if order == LAZY else 0)
 
 
 ALWAYS, NOT_AT_ONCE = (EAGER, LAZY, RANDOM), (LAZY, RANDOM)
@@ -193,7 +190,10 @@ MISUSES = {
     "load_over_a_load": (f"TMA load writes shared memory that {IN_FLIGHT}", NOT_AT_ONCE),
     "load_read_before_wait": (f"ldmatrix reads shared memory that {IN_FLIGHT}", NOT_AT_ONCE),
     "load_past_the_end": ("TMA load past the end of shared memory", ALWAYS),
-    "load_of_fewer_bytes": (r"deadlock.*threads 0-31 in mbarrier.try_wait at offset 8000 .*, 0 arrivals and 16 bytes", ALWAYS),
+    "load_of_fewer_bytes": (
+        r"deadlock.*threads 0-31 in mbarrier.try_wait at offset 8000 .*, 0 arrivals and 16 bytes",
+        ALWAYS,
+    ),
     "load_of_more_bytes": (r"deadlock.* 0 arrivals and -16 bytes missing", ALWAYS),
     "load_in_flight_at_the_end": ("ends with TMA loads in flight", NOT_AT_ONCE),
     "store_source_overwritten": ("stmatrix writes shared memory that a store in flight still reads", NOT_AT_ONCE),
@@ -241,7 +241,7 @@ def test_misuse_is_told(probe: Probe, name: str) -> None:
             probe("order", order, seed)
             try:
                 probe("misuse", name.encode(), True)
-            except Fault as fault:
+            except FaultError as fault:
                 told.append(str(fault))
             probe("misuse", name.encode(), False)
         assert all(re.search(text, fault) for fault in told), told
