@@ -30,7 +30,7 @@ AIM_DEVICE void make_hidden(RowsTile<T, kHidden, true>& tile, const float (&sums
     uint32_t fragments[2][4] = {};
     const int column = group * kGroup;
     if (group < tile.z_steps) {
-      uint8_t* slot = tile.enter();
+      uint8_t* slot = tile.template enter<Step::kZ>();
       float z[16], dh[16];
 #pragma unroll
       for (int k = 0; k < 2; ++k) {
@@ -72,7 +72,7 @@ __global__ void __launch_bounds__(kMaxThreads, kRowsCtas<kHidden>)
   float sums[kHidden / 8][4] = {};
 #pragma unroll 1
   for (int step = 0; step < tile.input_steps; ++step) {
-    uint8_t* slot = tile.enter();
+    uint8_t* slot = tile.template enter<Step::kInput>();
     if (rounds) tile.store_rounded(slot, step * tile.kDepth);
     if (needs_dz) tile.multiply_input(sums, slot);
   }

@@ -56,7 +56,7 @@ __global__ void __launch_bounds__(kMaxThreads, kRowsCtas<kHidden>)
   uint8_t* slot = nullptr;
 #pragma unroll 1
   for (int step = 0; step < tile.input_steps; ++step) {
-    slot = tile.enter();
+    slot = tile.template enter<Step::kInput>();
     tile.multiply_input(sums, slot);
   }
   // The last step's input is what the hidden block is turned round in.

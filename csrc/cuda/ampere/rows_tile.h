@@ -35,6 +35,9 @@ constexpr int kRowsCtas = kHidden <= 128 ? 2 : 1;
 template <class T>
 constexpr Dtype kDtypeOf = std::is_same_v<T, ptx::BFloat16> ? Dtype::kBFloat16 : Dtype::kFloat16;
 
+// The kinds of steps, in their order.
+enum class Step { kInput, kZ, kOutput };
+
 // What is known of each row before anything else.
 struct RowAddresses {
   const char *input, *residual;
@@ -116,34 +119,23 @@ struct RowsTile {
     z_steps = reads_z ? (call.H + kGroup - 1) / kGroup : 0;
     multiplies_input = multiplies;
 #pragma unroll 1
-    for (int i = 0; i < kStages - 1; ++i) fill();
+    for (int i = 0; i < kStages - 1; ++i) fill<Step::kInput>();
   }
 
   // ---- the ring
 
-  // Issues the loads of a step; each is one group, those past the end empty.
+  // Issues the loads of a step that comes no sooner than those of `kFrom`; each is one group, those past the end empty.
+  template <Step kFrom>
   AIM_DEVICE void fill() {
     uint8_t* slot = ring + filling * slot_bytes;
     uint8_t* weight = slot + input_bytes;
-    int step = filled;
-    if (step < input_steps) {
-      const int column = step * kDepth;
-      if (float_input) {
-        fill_input<float>(slot, column);
-      } else {
-        fill_input<T>(slot, column);
-      }
-      if (multiplies_input) {
-        if constexpr (kBackward) {
-          copy_tile<kDepth, kHidden>(weight, call.first, column, 0);
-        } else {
-          copy_tile<kHidden, kDepth>(weight, call.first, 0, column);
-        }
-      }
-    } else if ((step -= input_steps) < z_steps) {
-      fill_z(weight, step * kGroup);
-    } else if ((step -= z_steps) < output_steps) {
-      const int column = (first_group + step) * kGroup;
+    const int input = filled, z = input - input_steps, output = z - z_steps;
+    if (kFrom == Step::kInput && z < 0) {
+      fill_input_step(slot, weight, input * kDepth);
+    } else if (kBackward && kFrom <= Step::kZ && output < 0) {
+      fill_z(weight, z * kGroup);
+    } else if (output < output_steps) {
+      const int column = (first_group + output) * kGroup;
       if constexpr (kBackward) {
         copy_tile<kHidden, kGroup>(weight, call.second, 0, column);
       } else {
@@ -155,14 +147,29 @@ struct RowsTile {
     filling = filling + 1 == kStages ? 0 : filling + 1;
   }
 
-  // Waits for the next step's slot, and sets the loads going of the step that gets the slot before it.
+  // Waits for the next step, one of kind `kStep`, and sets the loads going of the step that gets the slot before its.
+  template <Step kStep>
   AIM_DEVICE uint8_t* enter() {
     ptx::cp_async_wait<kStages - 2>();
     __syncthreads();
-    fill();
+    fill<kStep>();
     uint8_t* slot = ring + entered * slot_bytes;
     entered = entered + 1 == kStages ? 0 : entered + 1;
     return slot;
+  }
+
+  AIM_DEVICE void fill_input_step(uint8_t* slot, uint8_t* weight, int column) const {
+    if (float_input) {
+      fill_input<float>(slot, column);
+    } else {
+      fill_input<T>(slot, column);
+    }
+    if (!multiplies_input) return;
+    if constexpr (kBackward) {
+      copy_tile<kDepth, kHidden>(weight, call.first, column, 0);
+    } else {
+      copy_tile<kHidden, kDepth>(weight, call.first, 0, column);
+    }
   }
 
   // The warp's rows of the input, as they are.
@@ -216,7 +223,7 @@ struct RowsTile {
   AIM_DEVICE void multiply_hidden(const uint32_t (&hidden)[kHidden / 16][4]) {
 #pragma unroll 1
     for (int step = 0; step < output_steps; ++step) {
-      uint8_t* slot = enter();
+      uint8_t* slot = enter<Step::kOutput>();
       const int column = (first_group + step) * kGroup + lane % 4 * kPiece;
       const Addends addends = load_addends(column);
       float sums[kGroup / 8][4] = {};
@@ -343,7 +350,7 @@ struct RowsTile {
   // The warp's rows of an fp32 slot, rounded, into the matrix [M, D] in T.
   AIM_DEVICE void store_rounded(const uint8_t* slot, int first_column) const {
     constexpr int kPitch = kDepth * 4, kPieces = kDepth / kPiece;
-#pragma unroll
+#pragma unroll 1
     for (int i = 0; i < kWarpRows * kPieces / kLanes; ++i) {
       const int row = warp * kWarpRows + (lane + i * kLanes) / kPieces, piece = lane % kPieces;
       const int column = first_column + piece * kPiece;
