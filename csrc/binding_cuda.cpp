@@ -32,7 +32,7 @@ class Launches {
     void* stream = nullptr;
 #ifndef AIM_FAST_EMULATED
     STD_TORCH_CHECK(aoti_torch_get_current_cuda_stream, "adapter: this torch is built without CUDA");
-    STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(place.index, &stream));
+    check_shim(aoti_torch_get_current_cuda_stream(place.index, &stream));
 #endif
     STD_TORCH_CHECK(
         cuda::find_device(place.index, stream, device_),

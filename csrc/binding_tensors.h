@@ -31,6 +31,11 @@ inline Place place_of(const Tensor& t) {
           t.is_cpu() ? 0 : t.get_device_index()};
 }
 
+// The macro for this has another name in torch 2.10.
+inline void check_shim(AOTITorchError error) {
+  STD_TORCH_CHECK(error == AOTI_TORCH_SUCCESS, "adapter: a function of torch's C interface failed");
+}
+
 inline Dtype dtype_of(ScalarType type, const char* name) {
   switch (type) {
     case ScalarType::Float:
@@ -72,9 +77,8 @@ enum class Pages { kAny, kHuge };
 inline Tensor empty(const std::vector<int64_t>& sizes, const std::vector<int64_t>& strides, Dtype dtype, Place place,
                     Pages pages = Pages::kAny) {
   AtenTensorHandle handle = nullptr;
-  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(static_cast<int64_t>(sizes.size()), sizes.data(),
-                                                         strides.data(), shim_dtype(dtype), place.type, place.index,
-                                                         &handle));
+  check_shim(aoti_torch_empty_strided(static_cast<int64_t>(sizes.size()), sizes.data(), strides.data(),
+                                      shim_dtype(dtype), place.type, place.index, &handle));
   Tensor t(handle);
   if (pages == Pages::kHuge) advise_huge_pages(t.mutable_data_ptr(), t.numel() * element_size(dtype));
   return t;

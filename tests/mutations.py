@@ -122,7 +122,7 @@ _PYTHON = (
     ("layout_not_checked", "aim_fast/checks.py", "            or value.layout is not torch.strided\n", "", CHECKS),
     # Modules.
     ("hooks_ignored", "aim_fast/layers.py", "        module._forward_hooks\n        or ", "        ", CHANGES),
-    ("global_hooks_ignored", "aim_fast/layers.py", "        or torch_module._has_any_global_hook()\n", "", CHANGES),
+    ("global_hooks_ignored", "aim_fast/layers.py", "        or torch_module._global_forward_hooks\n", "", CHANGES),
     ("any_slope", "aim_fast/layers.py", '"leaky_relu" if act.negative_slope == 0.01 else None', '"leaky_relu"', MODULE),
     ("skip_connect_ignored", "aim_fast/module.py", "return bool(self.skip_connect)", "return True", MODULE),
     ("mlp_adapter_not_zeroed", "aim_fast/module.py", '("S_Adapter", "T_Adapter", "MLP_Adapter")',

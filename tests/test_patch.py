@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 import aim_fast
+from aim_fast import layers
 from original import Original
 from patched import assert_same_step, drawn, patched_copy
 from variants import TAKEN, D, Spatial, Temporal
@@ -203,7 +204,7 @@ def test_verification_leaves_everything_alone() -> None:
         assert aim_fast.unpatch(module) == ("",)
     assert not ran
     handle.remove()
-    assert not nn.modules.module._has_any_global_hook()
+    assert not layers.has_hooks(nn.Identity())
     assert torch.equal(states[0], torch.get_rng_state())
     assert states[1] == random.getstate()
     assert modes == [part.training for part in module.modules()]

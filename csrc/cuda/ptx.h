@@ -447,6 +447,13 @@ AIM_DEVICE void wgmma_landed(float (&d)[N]) {
   for (int i = 0; i < N; i++) asm volatile("" : "+f"(d[i])::"memory");
 #endif
 }
+// Registers that a wgmma in flight reads may not be written: call this after the wait that ends it, so that the compiler
+// keeps other values out of them until then.
+AIM_DEVICE void operand_read(uint32_t (&a)[4]) {
+#ifdef __CUDACC__
+  asm volatile("" : "+r"(a[0]), "+r"(a[1]), "+r"(a[2]), "+r"(a[3])::"memory");
+#endif
+}
 // 4 or 8 aligned bytes in one access (memcpy would be taken for unaligned)
 AIM_DEVICE uint32_t load32(const void* p) { return *static_cast<const uint32_t*>(p); }
 AIM_DEVICE void store_float2(float* p, float a, float b) {
