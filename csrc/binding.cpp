@@ -93,6 +93,7 @@ Tensor prepack_weights(const Tensor& w1, const Tensor& w2, ScalarType dtype) {
   ForwardParams p;
   Arrays arrays(place_of(w1));
   fill(p, arrays, w1, w1, {}, w2, {}, {}, kActivations[0], false, 1.0, dtype);
+  on_this_machine(p);
   Tensor buffer = empty({prepacked_bytes(p) / element_size(Dtype::kFloat32)}, Dtype::kFloat32, place_of(w1));
   prepack(p, static_cast<char*>(buffer.mutable_data_ptr()));
   return buffer;

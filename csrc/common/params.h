@@ -65,8 +65,8 @@ struct Problem {
   Activation activation;
   bool skip;
   Dtype dtype;  // of the products
-  int threads;  // in the host's pool; results do not depend on it
-  RunSteps run_steps;
+  int threads = 1;  // in the host's pool; results do not depend on it
+  RunSteps run_steps = nullptr;
 };
 
 struct ForwardParams : Problem {
