@@ -123,13 +123,13 @@ def test_plan(H: int, dtype: torch.dtype) -> None:
 
 
 @pytest.mark.parametrize("scale", [None, 1, 320])
-@pytest.mark.parametrize("needs", range(2, 64, 2))
+@pytest.mark.parametrize("needs", range(1, 64))
 def test_subset(needs: int, scale: int | None) -> None:
-    """Any of the parameters' gradients: a product that nobody wants is not formed, and its sums are all the same."""
+    """Any of the gradients: a product that nobody wants is not formed, its column sums still are."""
     t = build(90, 320, 64, weights=FP32, scale=scale, rows=scale == 1)
     OPS.cuda_emulate(*ORDERS[needs // 2 % len(ORDERS)], SMS)
     results = run(t, needs, alpha=0.5 if scale is None else 1.0)
-    judged(t, results, needs & (PARAMETERS if scale else 30), alpha=0.5 if scale is None else 1.0)
+    judged(t, results, needs if scale else needs & 31, alpha=0.5 if scale is None else 1.0)
 
 
 @pytest.mark.parametrize("M", [1, 7, 63, 64, 65, 129])
