@@ -153,7 +153,8 @@ int run_backward(const BackwardParams& call, const Device& device, Arena& arena,
   if (narrow) between.dy = arena.take(p.M * p.D * element_size(p.dtype));
   if (wanted.dw1 || wanted.dw2 || wanted.db1 || wanted.db2) {
     between.splits = kernels.splits(p, wanted, device);
-    between.dw = reinterpret_cast<float*>(arena.take(int64_t{between.splits} * 2 * p.H * p.D * 4));
+    const int64_t products = wanted.dw1 || wanted.dw2 ? int64_t{between.splits} * 2 : 0;  // biases alone need none
+    between.dw = reinterpret_cast<float*>(arena.take(products * p.H * p.D * 4));
     between.sums = reinterpret_cast<float*>(arena.take(int64_t{between.splits} * (p.H + p.D) * 4));
   }
   if (!launch) {

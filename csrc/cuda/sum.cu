@@ -5,8 +5,8 @@
 //
 // Tiling    a block of 256 threads to 32 x 32 of a product, or to 256 columns of the sums
 // Flow      1. a warp reads 32 neighbours of each range, in the ranges' order; dw2 turns its tile in shared memory
-//           2. dscale: each tile of P leaves its part of the sum over h in the workspace, where its first row was; a
-//              second kernel adds the parts in order, and where the scale is one number, those of all d
+//           2. dscale: each tile of P leaves its part of the sum over h in the workspace, where its first row was, and
+//              q is left alike; a second kernel adds these, and where the scale is one number, over all d
 // Memory    4 B per range and element of what is wanted, read once; nothing else of the workspace is read
 // Rounding  once, from fp32 to the dtype of the parameter
 #include <algorithm>
@@ -22,11 +22,11 @@ constexpr int kTile = 32;
 constexpr int kThreads = 256;
 constexpr int kRowsAtOnce = kThreads / kTile;        // of a tile
 constexpr int kRowsPerThread = kTile / kRowsAtOnce;  // of a tile
-constexpr int kScaleThreads = 512;
+constexpr int kScaleThreads = 1024;
 
 struct Sum {
-  float* dw;          // [splits, 2, H, D]
-  const float* sums;  // [splits, H + D]
+  float* dw;    // [splits, 2, H, D]
+  float* sums;  // [splits, H + D]
   int64_t D, H;
   int splits;
   Array dw1, dw2, db1, db2, dscale;
@@ -36,6 +36,7 @@ struct Sum {
 
   constexpr int64_t tiles_of_d() const { return (D + kTile - 1) / kTile; }
   constexpr int64_t tiles() const { return tiles_of_d() * ((H + kTile - 1) / kTile); }
+  constexpr bool wants_q() const { return db2 || (dscale && b2); }
   // alpha * scale_d
   AIM_DEVICE float factor(int64_t d) const {
     return scale ? alpha * load_float(scale.data, scale.dtype, scale_size > 1 ? d : 0) : alpha;
@@ -43,7 +44,7 @@ struct Sum {
   // Column i of the sums, over all ranges.
   AIM_DEVICE float column(int64_t i) const {
     float total = 0.f;
-#pragma unroll 4
+#pragma unroll 8
     for (int split = 0; split < splits; ++split) total += sums[split * (H + D) + i];
     return total;
   }
@@ -102,12 +103,15 @@ AIM_DEVICE void write_dw2(const Sum& sum, int64_t h0, int64_t d0) {
   }
 }
 
+// db1, db2, and q for dscale, left where the first range's was.
 AIM_DEVICE void write_biases(const Sum& sum, int64_t i) {
   if (i < sum.H) {
     if (sum.db1) store_float(sum.db1.data, sum.db1.dtype, i, sum.column(i));
-  } else if (i < sum.H + sum.D && sum.db2) {
+  } else if (i < sum.H + sum.D && sum.wants_q()) {
     const int64_t d = i - sum.H;
-    store_float(sum.db2.data, sum.db2.dtype, d, sum.factor(d) * sum.column(i));
+    const float total = sum.column(i);
+    if (sum.db2) store_float(sum.db2.data, sum.db2.dtype, d, sum.factor(d) * total);
+    if (sum.dscale) sum.sums[i] = total;
   }
 }
 
@@ -134,9 +138,9 @@ __global__ void __launch_bounds__(kScaleThreads) scale_kernel(const AIM_GRID_CON
   float total = 0.f;
   for (int64_t d = int64_t{blockIdx.x} * kScaleThreads + thread; d < sum.D; d += int64_t{gridDim.x} * kScaleThreads) {
     float value = 0.f;
-#pragma unroll 4
+#pragma unroll 8
     for (int64_t h = 0; h < sum.H; h += kTile) value += sum.dw[(sum.H + h) * sum.D + d];
-    if (sum.b2) value += load_float(sum.b2.data, sum.b2.dtype, d) * sum.column(sum.H + d);
+    if (sum.b2) value += load_float(sum.b2.data, sum.b2.dtype, d) * sum.sums[sum.H + d];
     if (sum.scale_size > 1) store_float(sum.dscale.data, sum.dscale.dtype, d, sum.alpha * value);
     total += value;
   }
@@ -156,7 +160,7 @@ int sum_partials(const BackwardParams& p, const Intermediates& between, const De
   const Sum sum{between.dw, between.sums, p.D,  p.H,  between.splits, p.dw1,        p.dw2,  p.db1,
                 p.db2,      p.dscale,     p.w2, p.b2, p.scale,        p.scale_size, p.alpha};
   const int64_t tiles = sum.tiles(), tiles_of_dw1 = p.dw1 ? tiles : 0, tiles_of_dw2 = p.dw2 || p.dscale ? tiles : 0;
-  const int64_t biases = p.db1 || p.db2 ? (p.H + p.D + kThreads - 1) / kThreads : 0;
+  const int64_t biases = p.db1 || sum.wants_q() ? (p.H + p.D + kThreads - 1) / kThreads : 0;
   const int64_t blocks = tiles_of_dw1 + tiles_of_dw2 + biases;
   int error = 0;
   if (blocks) {
