@@ -172,10 +172,7 @@ def measured(script: str, arguments: Sequence[str], seconds: float) -> Outcome:
 
 _ALL = ("--dtypes", "bf16", "fp16", "fp32", "--seconds", "0.4")
 _RIVALS = ("--rivals", "eager", "compile", "autotune")
-_FORWARD, _TRAIN = (
-    ("--cases", "aim_*", "--dtypes", "bf16", "--seconds", "0.4", "--pass", kind, *_RIVALS)
-    for kind in ("forward", "train")
-)
+_AIM = ("--cases", "aim_*", "--dtypes", "bf16", "--seconds", "0.4", *_RIVALS)
 
 # In the order in which they run: first what is right, then what is fast; what takes longest to compile comes last.
 STAGES = {
@@ -188,7 +185,7 @@ STAGES = {
     "workloads": Stage("every workload and dtype beside eager", 130, workloads(*_ALL, "--rivals", "eager")),
     "ncu": Stage("what each kernel takes of DRAM, L2 and tensor cores", 40, gpu_counters.stage, needs_gpu=True),
     "emulated": Stage("the CUDA kernels beside themselves, emulated on the CPU", 90, emulated, needs_gpu=True),
-    "forward": Stage("forward of AIM's in bf16 beside torch.compile", 90, workloads(*_FORWARD), needs_gpu=True),
-    "train": Stage("train step of the same", 90, workloads(*_TRAIN), needs_gpu=True),
+    "forward": Stage("AIM's forwards beside torch.compile", 90, workloads("--pass", "forward", *_AIM), needs_gpu=True),
+    "train": Stage("train step of the same", 90, workloads("--pass", "train", *_AIM), needs_gpu=True),
     "rivals": Stage("every workload beside torch.compile", 200, workloads(*_ALL, *_RIVALS), needs_gpu=True),
 }
