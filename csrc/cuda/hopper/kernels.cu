@@ -1,4 +1,7 @@
 // The family of sm_90a: the row kernels' launches, and the table.
+#include <algorithm>
+#include <iterator>
+
 #include "cuda/hopper/columns.h"
 #include "cuda/hopper/rows_rule.h"
 #include "cuda/kernels.h"
