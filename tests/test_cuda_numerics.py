@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 import aim_fast
-from aim_fast import nvidia, reference
+from aim_fast import reference
 from cuda_cases import BOTH, CASES, ONLY, PLANS, full
 from emulation import EAGER, LAZY, RANDOM
 from interpreter import fill_new_memory
@@ -33,8 +33,6 @@ def choose(kernels: str, order: int = EAGER, seed: int = 0, sms: int = SMS) -> N
     """Which kernels run from here on, "family" or "family/plan", and how."""
     torch.ops.aim_fast.cuda_choose_kernels(kernels)
     torch.ops.aim_fast.cuda_emulate(order, seed, sms)
-    nvidia.cuda_plans.cache_clear()
-    nvidia.cuda_plan.cache_clear()
 
 
 def judge_case(name: str) -> None:
@@ -54,8 +52,11 @@ def judge_plan(family: str, plan: int, dtype: torch.dtype, H: int) -> None:
     # More tiles than there are multiprocessors, the last one ragged.
     tensors, dy, options = full(dtype, 595, 192, H)
     judge(tensors, dy, **options)
-    narrow = {name: t.to(FP16) if dtype is BF16 and name == "residual" else t for name, t in tensors.items()}
-    judge(narrow | {"x": tensors["x"].float()} if dtype is FP16 else narrow, dy, **options)
+    # fp32 x and dy, as under autocast.
+    wide = tensors | {"x": tensors["x"].float(), "residual": tensors["residual"].float()}
+    del wide["row_scale"]
+    fused = evaluate(under(dtype, aim_fast.adapter), wide, dy, skip=True)
+    assert_judged(fused, evaluate(under(dtype, users_code), wide, dy, skip=True), exact(wide, dy, skip=True))
 
 
 @pytest.mark.parametrize(("dtype", "H"), [(BF16, 192), (FP16, 64), (FP16, 256)], ids=str)
@@ -64,18 +65,14 @@ def test_plans(emulated: Emulated, family: str, plan: int, dtype: torch.dtype, H
     emulated(judge_plan, family, plan, dtype, H)
 
 
-def count_plans() -> dict[str, int]:
-    counted = {}
-    for family in PLANS:
-        choose(family)
-        found = [torch.ops.aim_fast.cuda_plans(-1, 192, 192, BF16, backward).split(",") for backward in (False, True)]
-        assert found[0] == found[1] == [f"{family}/{plan}" for plan in range(len(found[0]))]
-        counted[family] = len(found[0])
-    return counted
+def list_plans() -> list[list[str]]:
+    return [torch.ops.aim_fast.cuda_plans(-1, 192, 192, BF16, backward).split(",") for backward in (False, True)]
 
 
 def test_every_plan_is_tried(emulated: Emulated) -> None:
-    assert emulated(count_plans) == PLANS
+    assert (
+        emulated(list_plans) == [[f"{family}/{plan}" for family, count in PLANS.items() for plan in range(count)]] * 2
+    )
 
 
 # Kernels and shapes whose work passes through rings, clusters, persistent loops and splits of every kind.

@@ -42,16 +42,17 @@ class Staging {
     ptx::stmatrix_x4(buffers_ + turn_ + fragment(lane_, j), r[0], r[1], r[2], r[3]);
   }
   AIM_DEVICE void get(int j, uint32_t (&r)[4]) const { ptx::ldmatrix_x4(r, buffers_ + turn_ + fragment(lane_, j)); }
-  AIM_DEVICE void next() { turn_ ^= kBlockBytes; }
+  // The turn passes, and what was sent in it becomes a group; an empty one too, as `acquire` counts one to each turn.
+  AIM_DEVICE void next() {
+    if (lane_ == 0) ptx::bulk_commit();
+    turn_ ^= kBlockBytes;
+  }
 
   // Sends the block to this column by TMA, which leaves out rows beyond the last.
   AIM_DEVICE void send(const ptx::TensorMap& map, int column) {
     ptx::fence_proxy_async();
     __syncwarp();
-    if (lane_ == 0) {
-      ptx::tma_store(&map, ptx::shared_address(buffers_ + turn_), column, row_);
-      ptx::bulk_commit();
-    }
+    if (lane_ == 0) ptx::tma_store(&map, ptx::shared_address(buffers_ + turn_), column, row_);
     next();
   }
 

@@ -68,6 +68,15 @@ AIM_DEVICE float exp2(float v) {
 #endif
 }
 
+// No instruction: the same value, of which the compiler does not know where it comes from. What is computed of it is
+// computed after this, rather than at the kernel's start and kept in registers from there on.
+AIM_DEVICE int computed_here(int v) {
+#ifdef __CUDACC__
+  asm volatile("" : "+r"(v));
+#endif
+  return v;
+}
+
 // ld.b32: 4 aligned bytes in one access (memcpy would be taken for unaligned).
 AIM_DEVICE uint32_t load32(const void* p) { return *static_cast<const uint32_t*>(p); }
 
