@@ -1,17 +1,20 @@
 """The compiled kernels; everything else about the package is in pyproject.toml.
 
-csrc/ becomes one shared library, aim_fast/libaim_fast.so, compiled by ninja. It uses torch's stable ABI and no Python
-ABI, so one wheel (py3-none-PLATFORM) serves every Python >= 3.10 and every torch >= 2.10.
+csrc/ becomes one shared library, aim_fast/libaim_fast.so, compiled by ninja as csrc/ninja_file.py says. It uses
+torch's stable ABI and no Python ABI, so one wheel (py3-none-PLATFORM) serves every Python >= 3.10 and every torch
+>= 2.10, with CUDA or without.
 
 An install never fails for lack of a compiler or of torch: the package then runs eager, and aim_fast/_build_info.json,
-which `python -m aim_fast` shows, says why.
+which `python -m aim_fast` shows, says why. Nor for lack of nvcc, or one that fails: the library then has no CUDA
+kernels, and the file's "cuda" says why.
 
     AIM_FAST_BUILD=auto       build if possible (the default)
     AIM_FAST_BUILD=none       build nothing
     AIM_FAST_BUILD=require    fail if the library cannot be built
     AIM_FAST_SANITIZE=address,undefined    build build/sanitize/libaim_fast.so instead, for `make sanitize`
     AIM_FAST_EMULATE=1        build build/emulated/libaim_fast.so instead, whose CUDA kernels run on the CPU, for tests
-    AIM_FAST_CUDA_ARCHS       what nvcc compiles for, by default 80,90a; empty for no CUDA kernels
+    AIM_FAST_CUDA_ARCHS       what nvcc compiles for, by default 80,90a; GPUs beyond the list translate what is for the
+                              lowest. The kernels of csrc/cuda/hopper need 90a. Empty for no CUDA kernels
     CUDA_HOME                 where nvcc is; else the one on the PATH, else /usr/local/cuda
     CXX, CXXFLAGS             the C++ compiler and more flags for it
 """
@@ -19,7 +22,6 @@ which `python -m aim_fast` shows, says why.
 import importlib.util
 import json
 import os
-import platform
 import re
 import shlex
 import shutil
@@ -28,42 +30,22 @@ import subprocess
 import sys
 import sysconfig
 import time
+from functools import partial
 from pathlib import Path
 
 from setuptools import Extension, setup
 from setuptools.command.bdist_wheel import bdist_wheel
 from setuptools.command.build_ext import build_ext
 
-LIBRARY = "libaim_fast.so"
+# The folder is in a source archive; nobody but this file imports from it.
+sys.path.insert(0, str(Path(__file__).resolve().parent / "csrc"))
+from ninja_file import LIBRARY, Cuda, ninja_file, number
+
 TORCH_NEEDED = (2, 10)
 SOURCES = sorted(str(path) for suffix in ("cpp", "cu") for path in Path("csrc").glob(f"**/*.{suffix}"))
-HEADERS = sorted(str(path) for path in Path("csrc").glob("**/*.h"))
+# What a source archive has beside them.
+HEADERS = sorted(str(path) for suffix in ("h", "py") for path in Path("csrc").glob(f"**/*.{suffix}"))
 CUDA_ARCHS = "80,90a"
-
-# gcc 12 warns of its own AVX-512 headers otherwise.
-WARNINGS = "-Wall -Wextra -Werror=return-type -Wno-maybe-uninitialized -Wno-unknown-warning-option"
-# NaN and inf go through the kernels as in eager, so nothing of -ffast-math that assumes them away.
-COMMON_FLAGS = f"-std=c++20 -fPIC -fvisibility=hidden {WARNINGS} -fno-math-errno -fno-trapping-math"
-RELEASE_FLAGS = "-O3"
-# gcc's own intrinsics look uninitialised to it at -O1.
-QUIET = "-Wno-uninitialized -Wno-maybe-uninitialized"
-SANITIZE_FLAGS = f"-g -O1 -fno-omit-frame-pointer -fno-sanitize-recover=undefined {QUIET}"
-
-AVX512 = "-mavx512f -mavx512bw -mavx512vl -mavx512dq -mfma -mf16c"
-# File stem in csrc/cpu -> flags of its instruction set; these files are for x86 only. All others take no extra flags.
-X86_FLAGS = {
-    "isa_avx2": "-mavx2 -mfma -mf16c",
-    "isa_avx512": AVX512,
-    "isa_avx512_bf16": f"{AVX512} -mavx512bf16",
-}
-
-
-# The warning is about variables in CUDA's own headers.
-NVCC_FLAGS = (
-    "-O3 -std=c++20 --expt-relaxed-constexpr -diag-suppress 177 -Xptxas -v -Xcompiler -fPIC,-fvisibility=hidden"
-)
-# The emulator reads shared memory as several types.
-EMULATED_FLAGS = "-O2 -march=native -fno-strict-aliasing -DAIM_FAST_EMULATED -Itests/emulator -w"
 
 
 class CannotBuildError(Exception):
@@ -98,19 +80,21 @@ def find_compiler() -> tuple[list[str], str]:
     return command, version.stdout.partition("\n")[0]
 
 
-def find_cuda() -> tuple[Path, list[str]]:
-    """The folder of the CUDA toolkit, and what to compile for."""
-    archs = [arch for arch in os.environ.get("AIM_FAST_CUDA_ARCHS", CUDA_ARCHS).split(",") if arch]
-    if wrong := [arch for arch in archs if not re.fullmatch(r"\d{2,3}[af]?", arch)]:
-        raise SystemExit(f"AIM_FAST_CUDA_ARCHS has {wrong[0]!r}; expected numbers as in {CUDA_ARCHS}")
+def find_cuda() -> Cuda:
+    """The CUDA toolkit, and what to compile for, lowest first."""
+    archs = [arch.strip() for arch in os.environ.get("AIM_FAST_CUDA_ARCHS", CUDA_ARCHS).split(",") if arch.strip()]
+    if wrong := [arch for arch in archs if not re.fullmatch(r"([89]|1\d)\d[af]?", arch)]:
+        raise SystemExit(f"AIM_FAST_CUDA_ARCHS has {wrong[0]!r}; expected numbers from 80 on, as in {CUDA_ARCHS}")
     if not archs:
         raise CannotBuildError("AIM_FAST_CUDA_ARCHS is empty; unset it and install again")
-    nvcc = shutil.which("nvcc")
-    folders = [os.environ.get("CUDA_HOME"), nvcc and Path(nvcc).resolve().parent.parent, "/usr/local/cuda"]
-    for folder in filter(None, folders):
-        if Path(folder, "bin/nvcc").exists() and Path(folder, "include/cuda_runtime.h").exists():
-            return Path(folder), archs
-    raise CannotBuildError("no nvcc; install the CUDA toolkit or set CUDA_HOME, then install again")
+    on_path = shutil.which("nvcc")
+    folders = [os.environ.get("CUDA_HOME"), on_path and Path(on_path).resolve().parent.parent, "/usr/local/cuda"]
+    for folder in [Path(folder) for folder in folders if folder]:
+        nvcc, include = folder / "bin/nvcc", folder / "include"
+        libs = [path.parent for name in ("lib64", "lib") for path in folder.glob(f"{name}/libcudart_static.a")]
+        if nvcc.exists() and (include / "cuda_runtime.h").exists() and libs:
+            return Cuda(nvcc, include, libs[0], sorted(set(archs), key=lambda arch: (number(arch), arch)))
+    raise CannotBuildError("no nvcc with headers and libraries; install the CUDA toolkit >= 12 or set CUDA_HOME, then install again")
 
 
 def find_ninja() -> list[str]:
@@ -122,80 +106,21 @@ def find_ninja() -> list[str]:
     raise CannotBuildError("ninja is not installed; pip install ninja")
 
 
-def ninja_file(
-    compiler: list[str], torch: Path, folder: Path, sanitize: str, cuda: tuple[Path, list[str]] | None
-) -> str:
-    """The text of build.ninja: rules to compile and to link, an edge per source file. Without cuda the kernels run
-    emulated if the build is for that, or are left out."""
-    x86 = platform.machine().lower() in ("x86_64", "amd64")
-    # Only the bindings know torch. The macro hides what torch 2.10 does not have yet.
-    torch_flags = shlex.join(["-isystem", f"{torch}/include", "-DTORCH_TARGET_VERSION=0x020a000000000000"])
-    torch_flags += " -DUSE_CUDA"  # declares what gives the current stream; needs no CUDA
-    flags = f"{COMMON_FLAGS} {SANITIZE_FLAGS} -fsanitize={sanitize}" if sanitize else f"{COMMON_FLAGS} {RELEASE_FLAGS}"
-    emulated = bool(os.environ.get("AIM_FAST_EMULATE"))
-    # No rpath: the symbols come from the torch that is already loaded when the library is. --no-as-needed keeps them.
-    link = shlex.join([f"-L{torch}/lib", "-Wl,--no-as-needed", "-ltorch", "-ltorch_cpu", "-lc10"])
-    link += f" -fsanitize={sanitize}" if sanitize else " -Wl,--no-undefined"
-    lines = [
-        f"builddir = {folder}",
-        f"cxx = {shlex.join(compiler)}",
-        f"flags = {flags} {os.environ.get('CXXFLAGS', '')} -Icsrc",
-        f"torch_flags = {torch_flags}",
-        "rule compile",
-        "  command = $cxx $flags $extra -MMD -MF $out.d -c $in -o $out",
-        "  depfile = $out.d",
-        "  deps = gcc",
-        "  description = $in",
-    ]
-    if emulated:
-        assert cuda
-        include = shlex.quote(f"{cuda[0]}/include")
-        lines[2] += f" {EMULATED_FLAGS} -isystem {include}"  # of everything: the CPU's own kernels are not in it
-    elif cuda:
-        codes = " ".join(f"-gencode=arch=compute_{arch},code=sm_{arch}" for arch in cuda[1])
-        # The static runtime needs no driver to be loaded. What ptxas says is kept for the tests.
-        link += f" -L{shlex.quote(str(cuda[0] / 'lib64'))} -lcudart_static -lrt -ldl -lpthread"
-        lines += [
-            f"nvcc = {shlex.quote(str(cuda[0] / 'bin/nvcc'))} -ccbin {shlex.quote(compiler[0])}",
-            f"nvcc_flags = {NVCC_FLAGS} {codes} -Icsrc",
-            "rule compile_cuda",
-            "  command = $nvcc $nvcc_flags -MD -MF $out.d -c $in -o $out > $out.log 2>&1 || (cat $out.log; false)",
-            "  depfile = $out.d",
-            "  deps = gcc",
-            "  description = $in",
-        ]
-    lines += ["rule link", f"  command = $cxx -shared $in -o $out {link}", "  description = $out"]
-    objects = []
-    for source in map(Path, SOURCES):
-        if source.stem in X86_FLAGS and not x86:
-            continue
-        of_cuda = "cuda" in source.parts or source.stem == "binding_cuda"
-        if (of_cuda and not cuda) or (emulated and not of_cuda):
-            continue
-        objects.append(f"{folder / source.relative_to('csrc').with_suffix('.o')}")
-        if source.suffix == ".cu" and not emulated:
-            lines.append(f"build {objects[-1]}: compile_cuda {source}")
-            continue
-        extra = "$torch_flags" if source.stem.startswith("binding") else X86_FLAGS.get(source.stem, "")
-        extra = "-x c++" if source.suffix == ".cu" else extra
-        lines += [f"build {objects[-1]}: compile {source}", f"  extra = {extra}"]
-    lines += [f"build {folder / LIBRARY}: link {' '.join(objects)}", ""]
-    return "\n".join(lines)
-
-
 def compile_library(
-    compiler: list[str], torch: Path, folder: Path, sanitize: str, cuda: tuple[Path, list[str]] | None
+    compiler: list[str], torch: Path, folder: Path, *, sanitize: str, cuda: Cuda | None, emulate: bool
 ) -> None:
     """Bring the library in ``folder`` up to date."""
     folder.mkdir(parents=True, exist_ok=True)
     script = folder / "build.ninja"
-    script.write_text(ninja_file(compiler, torch, folder, sanitize, cuda))
+    script.write_text(ninja_file(SOURCES, compiler, torch, folder, sanitize=sanitize, cuda=cuda, emulate=emulate))
     done = subprocess.run(
         [*find_ninja(), "-f", str(script)], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     )
     print(done.stdout, end="", flush=True)
     if done.returncode:
-        error = next((line for line in done.stdout.splitlines() if "error:" in line), "see the compiler's output")
+        error = next(
+            (line for line in done.stdout.splitlines() if re.search("error *:|fatal +:", line)), "see its output"
+        )
         raise CannotBuildError(f"compilation failed: {error}")
 
 
@@ -207,7 +132,7 @@ class BuildLibrary(build_ext):
 
     def run(self) -> None:
         mode, sanitize = os.environ.get("AIM_FAST_BUILD", "auto"), os.environ.get("AIM_FAST_SANITIZE", "")
-        emulate = os.environ.get("AIM_FAST_EMULATE", "")
+        emulate = bool(os.environ.get("AIM_FAST_EMULATE"))
         folder = Path("build", "sanitize" if sanitize else "emulated" if emulate else "native")
         info: dict[str, object] = {"built": False, "reason": None, "torch": None, "compiler": None, "seconds": None}
         info["cuda"] = None
@@ -218,16 +143,25 @@ class BuildLibrary(build_ext):
                 raise CannotBuildError("AIM_FAST_BUILD=none was set at install; unset it and install again")
             compiler, info["compiler"] = find_compiler()
             torch, info["torch"] = find_torch()
-            cuda = None
+            cuda, left_out = None, "not built with sanitizers"
             try:
                 cuda = find_cuda() if not sanitize else None
-                info["cuda"] = f"compiled for sm_{', sm_'.join(cuda[1])}" if cuda else None
             except CannotBuildError as error:
-                info["cuda"] = f"left out: {error}"
+                left_out = str(error)
                 if emulate:
                     raise
             start = time.perf_counter()
-            compile_library(compiler, torch, folder, sanitize, cuda)
+            compile_for = partial(compile_library, compiler, torch, folder, sanitize=sanitize, emulate=emulate)
+            try:
+                compile_for(cuda=cuda)
+            except CannotBuildError as error:
+                if not cuda or emulate or mode == "require":
+                    raise
+                # What nvcc cannot compile must not take the CPU's kernels with it.
+                cuda, left_out = None, f"{error}; mend that and install again"
+                print(f"aim_fast: building without the CUDA kernels: {error}", file=sys.stderr)
+                compile_for(cuda=None)
+            info["cuda"] = f"compiled for {cuda.names}" if cuda else f"left out: {left_out}"
             info |= {"built": True, "seconds": round(time.perf_counter() - start, 1)}
         except CannotBuildError as error:
             if mode == "require":

@@ -9,8 +9,9 @@ import sys
 import torch
 
 import aim_fast
-from aim_fast import triton_device, tuning
-from aim_fast.dispatch import library_path
+from aim_fast import nvidia, triton_device, tuning
+from aim_fast.available import library_path
+from aim_fast.routing import BACKENDS
 
 
 def report() -> str:
@@ -23,7 +24,9 @@ def report() -> str:
     if any(row.name == "cpu" and row.available for row in aim_fast.backends()):
         ops = torch.ops.aim_fast
         lines.append(f"CPU instruction set: {ops.cpu_isa()} (this machine runs {ops.cpu_isas()})")
-    if any(row.name == "triton" and row.available for row in aim_fast.backends()) and torch.cuda.is_available():
+    if archs := nvidia.cuda_archs():
+        lines.append(f"CUDA kernels: {'emulated on the CPU' if nvidia.is_emulated() else f'compiled for {archs}'}")
+    if any(row.name in BACKENDS and row.available for row in aim_fast.backends()) and torch.cuda.is_available():
         gpu = triton_device.gpu(torch.cuda.current_device())
         measured = len(tuning.table(gpu).rows)
         state = tuning.table(gpu).reason or (f"{measured} shapes" if measured else "none; python -m aim_fast tune")

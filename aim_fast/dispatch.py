@@ -6,40 +6,34 @@ Adding a backend is one row of `_TABLE` and the file that registers its kernels.
 
 from __future__ import annotations
 
-import importlib.metadata
-import importlib.util
-import json
 import os
-import re
 import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from aim_fast import triton_launch
+from aim_fast import available, nvidia, routing
 from aim_fast.reference import transformed
 from aim_fast.triton_device import INTERPRETED
-
-_HERE = Path(__file__).parent
 
 
 class Call(NamedTuple):
     """What a limit may look at.
 
     device: its type. tensors: x, w1 and the others in the order of `adapter`, None where there is none. dtype: of the
-    products.
+    products. train: whether a train step is weighed; None: where grad is enabled.
     """
 
     device: str
     tensors: Sequence[Tensor | None]
     dtype: torch.dtype
     skip: bool
+    train: bool | None = None
 
 
 @dataclass(frozen=True)
@@ -100,44 +94,7 @@ class Explanation(NamedTuple):
         return "\n".join([f"backend: {self.backend}", *(f"  {reason}" for reason in self.reasons)])
 
 
-def library_path() -> Path:
-    """The compiled library: `AIM_FAST_LIBRARY` if set, else the one that setup.py leaves in the package."""
-    return Path(os.environ.get("AIM_FAST_LIBRARY") or _HERE / "libaim_fast.so")
-
-
-def _load_library() -> str:
-    """Load the compiled library. Returns why it is not there, with the remedy, or an empty string."""
-    if INTERPRETED:
-        return "Triton's interpreter has taken its place, since TRITON_INTERPRET=1 is set; unset it"
-    path = library_path()
-    if not path.exists():
-        info = _HERE / "_build_info.json"
-        reason = json.loads(info.read_text()).get("reason", "") if info.exists() else ""
-        remedy = "install a C++ compiler and torch >= 2.10, then reinstall aim_fast"
-        return f"the compiled library is not built: {reason or remedy}"
-    try:
-        torch.ops.load_library(str(path))
-    except OSError as error:
-        return f"the compiled library does not load with torch {torch.__version__} ({error}); reinstall aim_fast"
-    return ""
-
-
-def _load_triton() -> str:
-    """Register the Triton kernels. Returns why they are not there, with the remedy, or an empty string."""
-    if importlib.util.find_spec("triton") is None:
-        return "Triton is not installed; pip install triton (torch's CUDA builds for Linux bring it)"
-    try:
-        version = importlib.metadata.version("triton")
-    except importlib.metadata.PackageNotFoundError:
-        version = "3.2"  # a build under another name, which came with its torch
-    if tuple(map(int, re.findall(r"\d+", version)[:2])) < (3, 2):
-        return f"Triton is {version}; pip install 'triton>=3.2'"
-    if torch.version.cuda is None and not INTERPRETED:
-        return f"torch {torch.__version__} is built without CUDA, which Triton needs; install a CUDA build of torch"
-    triton_launch.register()
-    return ""
-
-
+_HALF = (torch.bfloat16, torch.float16)
 _HALF_OR_FLOAT = (torch.float32, torch.bfloat16, torch.float16)
 
 
@@ -157,23 +114,46 @@ def _no_onnx(call: Call) -> bool:
     return "torch.onnx" not in sys.modules or not torch.onnx.is_in_onnx_export()
 
 
-def _on_gpu(call: Call) -> bool:
-    """A CUDA tensor; with Triton's interpreter a CPU tensor too, when it is asked for by name."""
-    return call.device == "cuda" or (call.device == "cpu" and INTERPRETED and _forced.name == "triton")
+def _on_gpu(name: str, stand_in: bool) -> Callable[[Call], bool]:
+    """A CUDA tensor; with a stand-in for the GPU a CPU tensor too, when the backend is asked for by name."""
+
+    def holds(call: Call) -> bool:
+        return call.device == "cuda" or (call.device == "cpu" and stand_in and _forced.name == name)
+
+    return holds
+
+
+def _capable(call: Call) -> bool:
+    x = call.tensors[0]
+    if torch.compiler.is_compiling() or nvidia.is_emulated() or x is None:
+        return True
+    major, minor = nvidia.gpu(x.get_device()).capability
+    return 10 * major + minor >= nvidia.lowest_arch()
+
+
+# What is traced has no GPU to ask; the operator itself runs the composition where no kernel takes it.
+def _has_plans(call: Call) -> bool:
+    return torch.compiler.is_compiling() or nvidia.cuda_takes(call.tensors, call.dtype)
 
 
 def _has_tiles(call: Call) -> bool:
-    # What is traced has no GPU to ask; the operator itself runs the composition where there is no tile.
-    return torch.compiler.is_compiling() or triton_launch.takes(call.tensors, call.dtype)
+    return torch.compiler.is_compiling() or nvidia.triton_takes(call.tensors, call.dtype)
 
 
-def _triton_advice(call: Call) -> Advice:
-    if torch.compiler.is_compiling():
-        return Advice(True, "triton: chosen without weighing, since sizes are symbols under torch.compile")
-    return Advice(*triton_launch.advice(call.tensors, call.dtype, call.skip))
+def _weighed(backend: str, traced: Advice) -> Callable[[Call], Advice]:
+    """The advice of measurements or an estimate; `traced` where sizes are symbols."""
+
+    def advice(call: Call) -> Advice:
+        if torch.compiler.is_compiling():
+            return traced
+        train = torch.is_grad_enabled() if call.train is None else call.train
+        return Advice(*nvidia.advice(backend, call.tensors, call.dtype, call.skip, train))
+
+    return advice
 
 
 # In order of preference; the last row takes every call. Filled at import: what torch.compile traces only reads it.
+_LIBRARY = available.load_library()
 _TABLE = (
     Backend(
         "cpu",
@@ -184,13 +164,32 @@ _TABLE = (
             Limit("cpu: not under torch.func transforms or forward-mode AD", _no_transform),
             Limit("cpu: not in an ONNX export", _no_onnx),
         ),
-        _load_library(),
+        _LIBRARY or available.without_cpu(),
+    ),
+    Backend(
+        "cuda",
+        "fused CUDA kernels for NVIDIA GPUs",
+        (
+            Limit("cuda: takes CUDA tensors only", _on_gpu("cuda", nvidia.is_emulated())),
+            Limit("cuda: takes float32, bfloat16 and float16 only", _half_or_float),
+            Limit("cuda: computes in bfloat16 and float16 only; autocast gives them", lambda call: call.dtype in _HALF),
+            Limit("cuda: not under torch.func transforms or forward-mode AD", _no_transform),
+            Limit("cuda: not in an ONNX export", _no_onnx),
+            Limit("cuda: needs compute capability 8.0 or higher, and code for it in AIM_FAST_CUDA_ARCHS", _capable),
+            Limit(
+                "cuda: needs D and H that are multiples of 8, H up to 256 (on compute capability 9.0 also 320, where D "
+                "is a multiple of 64), and fewer than 2^31 rows",
+                _has_plans,
+            ),
+        ),
+        _LIBRARY or available.without_cuda(),
+        _weighed("cuda", Advice(False, "cuda: not weighed under torch.compile; it is where the graph runs")),
     ),
     Backend(
         "triton",
         "fused Triton kernels for NVIDIA GPUs",
         (
-            Limit("triton: takes CUDA tensors only", _on_gpu),
+            Limit("triton: takes CUDA tensors only", _on_gpu("triton", INTERPRETED)),
             Limit("triton: takes float32, bfloat16 and float16 only", _half_or_float),
             Limit("triton: not under torch.func transforms or forward-mode AD", _no_transform),
             Limit("triton: not in an ONNX export", _no_onnx),
@@ -200,8 +199,11 @@ _TABLE = (
                 _has_tiles,
             ),
         ),
-        _load_triton(),
-        _triton_advice,
+        available.without_triton(),
+        _weighed(
+            "triton",
+            Advice(True, "triton: chosen without weighing, since sizes are symbols under torch.compile"),
+        ),
     ),
     Backend("eager", "the PyTorch composition, any device and dtype", ()),
 )
@@ -251,6 +253,15 @@ def choose(call: Call) -> str:
     return select(call).backend
 
 
+def _choose_where_it_runs(tensors: Sequence[Tensor | None], dtype: torch.dtype, skip: bool, train: bool) -> str:
+    """The backend for an operator that runs without `adapter`; the composition where the forced one cannot take it."""
+    assert tensors[0] is not None
+    try:
+        return choose(Call(tensors[0].device.type, tensors, dtype, skip, train))
+    except ValueError:
+        return "eager"
+
+
 def select(call: Call) -> Explanation:
     """The backend for a call and why, and why not the others.
 
@@ -278,3 +289,7 @@ def select(call: Call) -> Explanation:
         f"adapter: backend {forced!r} cannot take this call: {'; '.join(reasons)}; "
         'use the automatic choice: use_backend("auto") or AIM_FAST_BACKEND=auto'
     )
+
+
+if any(row.available for row in _TABLE if row.name in routing.BACKENDS):
+    _routed = routing.register("CPU" if INTERPRETED or nvidia.is_emulated() else "CUDA", _choose_where_it_runs)

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from aim_fast import dispatch, ops, packed, reference
+from aim_fast import dispatch, ops, packed, reference, routing
 from aim_fast.checks import check_arguments
 
 # Anything of another class may be a DTensor, whose module takes a second to import: only who made one has done so.
@@ -111,9 +111,8 @@ def _run(x, w1, b1, w2, b2, scale_tensor, row_scale, residual, activation, skip,
     if not (torch.is_grad_enabled() and _any_requires_grad(tensors)):
         if backend == "cpu" and not torch.compiler.is_compiling() and packed.is_kept(w1, w2):
             return packed.forward(x, w1, b1, w2, b2, scale_tensor, row_scale, residual, activation, skip, alpha, dtype)
-        return ops.adapter_forward(
-            x, w1, b1, w2, b2, scale_tensor, row_scale, residual, activation, skip, alpha, dtype, False
-        )[0]
+        forward = ops.adapter_forward if backend == "cpu" else routing.on(backend, ops.adapter_forward)
+        return forward(x, w1, b1, w2, b2, scale_tensor, row_scale, residual, activation, skip, alpha, dtype, False)[0]
     through_z = _any_requires_grad((x, w1, b1, w2, scale_tensor))
     keep_z = through_z and not recompute
     keep_x = w1.requires_grad or (through_z and recompute)
@@ -122,7 +121,7 @@ def _run(x, w1, b1, w2, b2, scale_tensor, row_scale, residual, activation, skip,
     apply = _Adapter.apply if torch.compiler.is_compiling() else _apply
     return apply(
         *(x, w1, b1, w2, b2, scale_tensor, row_scale, residual, narrow),
-        *(activation, skip, alpha, dtype, keep_x, keep_z),
+        *(activation, skip, alpha, dtype, keep_x, keep_z, backend),
     )[0]
 
 
@@ -165,21 +164,26 @@ def compute_dtype(x: Tensor, w1: Tensor, b1: Tensor | None, w2: Tensor, b2: Tens
 
 
 class _Adapter(torch.autograd.Function):
-    """(y, z) of the forward op. z is differentiable too: that is how a second backward reaches x through it."""
+    """(y, z) of the forward op. z is differentiable too: that is how a second backward reaches x through it.
+
+    The backward runs on the forward's backend.
+    """
 
     @staticmethod
-    def forward(x, w1, b1, w2, b2, scale, row_scale, residual, narrow, activation, skip, alpha, dtype, keep_x, keep_z):
-        return ops.adapter_forward(
-            x, w1, b1, w2, b2, scale, row_scale, residual, activation, skip, alpha, dtype, keep_z
-        )
+    def forward(
+        x, w1, b1, w2, b2, scale, row_scale, residual, narrow, activation, skip, alpha, dtype, keep_x, keep_z, backend
+    ):
+        forward = ops.adapter_forward if backend == "cpu" else routing.on(backend, ops.adapter_forward)
+        return forward(x, w1, b1, w2, b2, scale, row_scale, residual, activation, skip, alpha, dtype, keep_z)
 
     @staticmethod
     def setup_context(ctx, inputs, output):
-        x, w1, b1, w2, b2, scale, row_scale, residual, narrow, activation, skip, alpha, dtype, keep_x, keep_z = inputs
+        x, w1, b1, w2, b2, scale, row_scale, residual, narrow, *call, keep_x, keep_z, backend = inputs
         y, z = output
         kept = x if narrow is None else narrow
         ctx.save_for_backward(kept if keep_x else None, z if keep_z else None, w1, b1, w2, b2, scale, row_scale)
-        ctx.call = (activation, skip, alpha, dtype, x.dtype)
+        ctx.call = (*call, x.dtype)
+        ctx.backend = backend
         ctx.residual_dtype = None if residual is None else residual.dtype
         ctx.y_shape = y.shape
         ctx.set_materialize_grads(False)
@@ -187,7 +191,7 @@ class _Adapter(torch.autograd.Function):
     @staticmethod
     def backward(ctx, dy, dz):
         if dy is None and dz is None:
-            return (None,) * 15
+            return (None,) * 16
         x, z, w1, b1, w2, b2, scale, row_scale = ctx.saved_tensors
         wanted = ctx.needs_input_grad[:6]  # x, w1, b1, w2, b2, scale
         dresidual = dy.to(ctx.residual_dtype) if ctx.needs_input_grad[7] and dy is not None else None
@@ -204,9 +208,10 @@ class _Adapter(torch.autograd.Function):
             needs = sum(1 << i for i, want in enumerate(wanted) if want)
             if dy.stride(-1) != 1 and dy.shape[-1] != 1:
                 dy = dy.contiguous()
-            results = ops.adapter_backward(dy, x, z, w1, b1, w2, b2, scale, row_scale, *ctx.call, needs)
+            backward = ops.adapter_backward if ctx.backend == "cpu" else routing.on(ctx.backend, ops.adapter_backward)
+            results = backward(dy, x, z, w1, b1, w2, b2, scale, row_scale, *ctx.call, needs)
             grads = [g if want else None for g, want in zip(results, wanted, strict=True)]
-        return *grads, None, dresidual, *(None,) * 7
+        return *grads, None, dresidual, *(None,) * 8
 
 
 # What `_Adapter.apply` comes to outside functorch transforms, which dispatch sends to the composition. Measured: Zen 4,

@@ -1,7 +1,8 @@
-"""`python -m aim_fast tune`: measures the tiles on this machine's GPU and leaves a table for `aim_fast.tuning`.
+"""`python -m aim_fast tune`: measures the kernels on this machine's GPU and leaves a table for `aim_fast.tuning`.
 
-For every shape: forwards with the most promising plans of the forward kernel, then train steps with those of the two
-backward kernels, and eager beside them. The fastest plans and the four times are kept. Takes some minutes.
+For every shape, of the CUDA kernels and of Triton's: forwards with the most promising plans of the forward kernel, then
+train steps with those of the backward kernels; and eager beside them. The fastest plans and their times are kept. Takes
+some minutes.
 """
 
 from __future__ import annotations
@@ -10,17 +11,16 @@ import argparse
 import datetime
 import itertools
 import sys
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import nullcontext
-from importlib.metadata import version
 from typing import Any, NamedTuple
 
 import torch
 
 import aim_fast
-from aim_fast import triton_device, tuning
+from aim_fast import nvidia, triton_device, tuning
 from aim_fast.kernels import tiling
-from aim_fast.kernels.tiling import Gpu, Plan
+from aim_fast.kernels.tiling import Gpu
 from aim_fast.testing import make_inputs
 
 # D, H of the code bases in benchmarks/cases.py, and numbers of rows twice `tuning.REACH` apart.
@@ -39,57 +39,97 @@ class Shape(NamedTuple):
     H: int
 
 
-# (shape, plan of each kernel; None for eager) -> seconds of a forward and of a train step
-Measure = Callable[[Shape, Mapping[str, Plan] | None], tuple[float, float]]
+# A backend's plan of each of its kernels; none of eager's.
+Plans = Mapping[str, Any]
+# (shape, backend, its plans) -> seconds of a forward and of a train step
+Measure = Callable[[Shape, str, Plans], tuple[float, float]]
+# (shape, backend) -> for each kernel in the order of their runs the plans to try, the most promising first
+Options = Callable[[Shape, str], Mapping[str, Sequence[Any]]]
 
 
-def search(gpu: Gpu, shape: Shape, measure: Measure) -> tuning.Row | None:
-    """The fastest plans for a shape, one kernel after the other; None where the table has no tile."""
-    options = {kernel: tiling.plans(gpu, kernel, *shape, 2)[:CANDIDATES] for kernel in tiling.KERNELS}
-    if not all(options.values()):
-        return None
+def fastest(shape: Shape, backend: str, options: Mapping[str, Sequence[Any]], measure: Measure) -> tuple[Any, Any]:
+    """The fastest plans of a backend, one kernel after the other, and their two times."""
     best = {kernel: plans[0] for kernel, plans in options.items()}
-    times = measure(shape, best)
-    for kernel, plans in options.items():
-        step = 0 if kernel == "fwd" else 1
+    times = measure(shape, backend, best)
+    for turn, (kernel, plans) in enumerate(options.items()):
+        step = 0 if turn == 0 else 1  # the first is the forward kernel
         for plan in plans[1:]:
-            tried = measure(shape, best | {kernel: plan})
+            tried = measure(shape, backend, best | {kernel: plan})
             if tried[step] < times[step]:
                 best, times = best | {kernel: plan}, tried
-    eager = measure(shape, None)
-    return tuning.Row(shape.M, best, (times[0], eager[0]), (times[1], eager[1]))
+    return best, times
 
 
-def search_all(gpu: Gpu, shapes: Iterable[Shape], measure: Measure) -> tuning.Rows:
+def search(shape: Shape, options: Options, measure: Measure) -> tuning.Row | None:
+    """What is fastest for a shape; None where no backend but eager takes it."""
+    plans: dict[str, Plans] = {"cuda": {}, "triton": {}}
+    times = {}
+    for backend in plans:
+        found = options(shape, backend)
+        if found and all(found.values()):
+            plans[backend], times[backend] = fastest(shape, backend, found, measure)
+    if not times:
+        return None
+    times["eager"] = measure(shape, "eager", {})
+    forward, train = ({name: pair[i] for name, pair in times.items()} for i in (0, 1))
+    return tuning.Row(shape.M, plans["triton"], plans["cuda"], forward, train)
+
+
+def search_all(shapes: Iterable[Shape], options: Options, measure: Measure) -> tuning.Rows:
     """`search` over many shapes, with a line for each."""
     rows: tuning.Rows = {}
     for shape in shapes:
-        row = search(gpu, shape, measure)
+        row = search(shape, options, measure)
         if row is None:
             continue
         rows.setdefault((shape.load, shape.D, shape.H), []).append(row)
-        (fused, eager), (fused_step, eager_step) = row.forward, row.train
+        forward, train = (
+            ", ".join(f"{name} {seconds * 1e6:.1f} us" for name, seconds in times.items())
+            for times in (row.forward, row.train)
+        )
         print(
-            f"{shape.load:4} M {shape.M:6} D {shape.D:5} H {shape.H:4}: forward {fused * 1e6:8.1f} us, "
-            f"eager {eager * 1e6:8.1f}; train step {fused_step * 1e6:8.1f} us, eager {eager_step * 1e6:8.1f}",
+            f"{shape.load:4} M {shape.M:6} D {shape.D:5} H {shape.H:4}: forward {forward}; train step {train}",
             flush=True,
         )
     return rows
 
 
-def on_gpu(shape: Shape, plans: Mapping[str, Plan] | None) -> tuple[float, float]:
+def dtype_of(shape: Shape) -> torch.dtype:
+    """Of the products."""
+    return torch.bfloat16 if shape.load in ("half", "amp") else torch.float32
+
+
+def options_on_gpu(shape: Shape, backend: str) -> dict[str, Sequence[Any]]:
+    """The plans that are there for the current device."""
+    index = torch.cuda.current_device()
+    if not next(row.available for row in aim_fast.backends() if row.name == backend):
+        return {}
+    if backend == "triton":
+        gpu = triton_device.gpu(index)
+        return {kernel: tiling.plans(gpu, kernel, *shape, 2)[:CANDIDATES] for kernel in tiling.KERNELS}
+    if shape.load not in ("half", "amp"):
+        return {}
+    dtype = dtype_of(shape)
+    return {name: nvidia.cuda_plans(index, shape.D, shape.H, dtype, name == "backward") for name in tuning.DIRECTIONS}
+
+
+def use_plans(gpu: Gpu, shape: Shape, backend: str, plans: Plans) -> None:
+    """Let the calls of a shape in this process run by these plans."""
+    triton, cuda = (plans if backend == name else {} for name in ("triton", "cuda"))
+    row = tuning.Row(shape.M, triton, cuda, {}, {})
+    tuning.replace(gpu, tuning.Table({(load, shape.D, shape.H): [row] for load in tiling.LOADS}))
+    triton_device.plan.cache_clear()
+    nvidia.cuda_plan.cache_clear()
+
+
+def on_gpu(shape: Shape, backend: str, plans: Plans) -> tuple[float, float]:
     """Medians over calls, by CUDA events, of the current device. L2 is as the calls leave it."""
-    gpu = triton_device.gpu(torch.cuda.current_device())
-    if plans is not None:
-        zero = (1.0, 1.0)
-        row = tuning.Row(shape.M, dict(plans), zero, zero)
-        tuning.replace(gpu, tuning.Table({(load, shape.D, shape.H): [row] for load in tiling.LOADS}))
-        triton_device.plan.cache_clear()
-    narrow = torch.float32 if shape.load in ("ieee", "tf32", "amp") else torch.bfloat16
+    use_plans(triton_device.gpu(torch.cuda.current_device()), shape, backend, plans)
+    narrow = torch.bfloat16 if shape.load == "half" else torch.float32
     tensors: dict[str, Any] = make_inputs((shape.M, shape.D), shape.H, narrow, requires_grad=True, device="cuda")
     amp = torch.autocast("cuda", dtype=torch.bfloat16) if shape.load == "amp" else nullcontext()
     leaves = [t for t in tensors.values() if t is not None]
-    with aim_fast.use_backend("eager" if plans is None else "triton"), amp:
+    with aim_fast.use_backend(backend), amp:
         dy = torch.ones_like(aim_fast.adapter(**tensors, skip=True))
 
         def forward() -> None:
@@ -120,15 +160,16 @@ def main(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="python -m aim_fast tune", description=__doc__)
     parser.add_argument("--loads", nargs="+", choices=("half", "amp", "ieee"), default=("half", "amp", "ieee"))
     options = parser.parse_args(arguments)
-    row = next(row for row in aim_fast.backends() if row.name == "triton")
-    if row.reason or not torch.cuda.is_available():
-        print(f"nothing to tune: {row.reason or 'torch sees no CUDA device; see nvidia-smi'}", file=sys.stderr)
+    reasons = [f"{row.name}: {row.reason}" for row in aim_fast.backends() if row.name in ("cuda", "triton")]
+    none = "; ".join(reasons) if not any(row.available for row in aim_fast.backends()[1:-1]) else ""
+    if none or not torch.cuda.is_available():
+        print(f"nothing to tune: {none or 'torch sees no CUDA device; see nvidia-smi'}", file=sys.stderr)
         return 1
     gpu = triton_device.gpu(torch.cuda.current_device())
     shapes = [Shape(load, M, D, H) for load in options.loads for D, H in SHAPES for M in ROWS]
-    rows = search_all(gpu, shapes, on_gpu)
-    about = {"aim_fast": aim_fast.__version__, "torch": torch.__version__, "triton": version("triton")}
-    about["date"] = datetime.date.today().isoformat()
+    rows = search_all(shapes, options_on_gpu, on_gpu)
+    about = {"aim_fast": aim_fast.__version__, "torch": torch.__version__, "date": datetime.date.today().isoformat()}
+    about["cuda"] = nvidia.cuda_archs()
     file = tuning.save(gpu, rows, about)
     print(f"written to {file}")
     return 0

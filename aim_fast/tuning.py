@@ -12,26 +12,38 @@ import json
 import math
 import os
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from aim_fast.kernels import estimate, tiling
 from aim_fast.kernels.tiling import Gpu, Plan, Tile
 
-FORMAT = 1
+# Raised when the meaning of a file changes; so it is when plans of the CUDA kernels get other numbers.
+FORMAT = 2
 # A measurement speaks for as many rows, times or divided by this.
 REACH = 2.0
 
 
 class Row(NamedTuple):
-    """One measured call: seconds of a forward and a train step, fused and eager, and the plans that were fastest."""
+    """One measured call: what was fastest of each backend, and its seconds of a forward and of a train step.
+
+    plans: of Triton's kernels, empty where it was not there or has no tile. cuda: of the CUDA kernels by "forward" and
+    "backward", as csrc/cuda/device.h names them, empty where they were not there or do not take the call. forward and
+    train: by the names of those backends, and always of eager.
+    """
 
     M: int
-    plans: dict[str, Plan]
-    forward: tuple[float, float]
-    train: tuple[float, float]
+    plans: Mapping[str, Plan]
+    cuda: Mapping[str, str]
+    forward: Mapping[str, float]
+    train: Mapping[str, float]
 
 
+DIRECTIONS = ("forward", "backward")
+
+
+_WHAT = {"cuda": "fused CUDA kernels for NVIDIA GPUs", "triton": "fused kernels for NVIDIA GPUs"}
 # By load class, D and H.
 Rows = dict[tuple[str, int, int], list[Row]]
 
@@ -69,11 +81,24 @@ def _plan(gpu: Gpu, kernel: str, load: str, H: int, value: Any) -> Plan:
     return plan
 
 
-def _pair(value: Any) -> tuple[float, float]:
-    fused, eager = map(float, value)
-    if not (0 < fused < math.inf and 0 < eager < math.inf):
-        raise ValueError(f"{value!r} are no two times")
-    return fused, eager
+def _plans(gpu: Gpu, load: str, H: int, value: Any) -> dict[str, Plan]:
+    return {kernel: _plan(gpu, kernel, load, H, value[kernel]) for kernel in tiling.KERNELS} if value else {}
+
+
+def _cuda(value: Any) -> dict[str, str]:
+    """The plans of the CUDA kernels; one that the library has not is not used."""
+    found = {direction: value[direction] for direction in DIRECTIONS} if value else {}
+    if wrong := [plan for plan in found.values() if not re.fullmatch(r"(ampere|hopper)/\d{1,2}", plan)]:
+        raise ValueError(f"{wrong[0]!r} is no plan of the CUDA kernels")
+    return found
+
+
+def _times(value: Any, plans: Mapping[str, Plan], cuda: Mapping[str, str]) -> dict[str, float]:
+    found = {name: float(seconds) for name, seconds in value.items()}
+    expected = {"eager", *(["triton"] if plans else []), *(["cuda"] if cuda else [])}
+    if set(found) != expected or not all(0 < seconds < math.inf for seconds in found.values()):
+        raise ValueError(f"{value!r} are no times of {', '.join(sorted(expected))}")
+    return found
 
 
 def from_json(gpu: Gpu, text: str) -> Table:
@@ -87,11 +112,12 @@ def from_json(gpu: Gpu, text: str) -> Table:
         rows: Rows = {}
         for entry in data["rows"]:
             key = entry["load"], int(entry["D"]), int(entry["H"])
-            plans = {kernel: _plan(gpu, kernel, *key[::2], entry["plans"][kernel]) for kernel in tiling.KERNELS}
+            plans, cuda = _plans(gpu, *key[::2], entry["plans"]), _cuda(entry["cuda"])
             M = int(entry["M"])
             if M < 1:
                 raise ValueError(f"M is {M}")
-            rows.setdefault(key, []).append(Row(M, plans, _pair(entry["forward"]), _pair(entry["train"])))
+            forward, train = (_times(entry[name], plans, cuda) for name in ("forward", "train"))
+            rows.setdefault(key, []).append(Row(M, plans, cuda, forward, train))
     except (ValueError, TypeError, KeyError, IndexError, AttributeError, RecursionError) as error:
         return Table({}, f"it is broken ({type(error).__name__}: {error})")
     return Table(rows)
@@ -148,26 +174,43 @@ def plan(gpu: Gpu, kernel: str, load: str, M: int, D: int, H: int, sides: int, d
     row = nearest(gpu, load, M, D, H)
     found = tiling.plans(gpu, kernel, load, M, D, H, sides, dims)
     # Rows of more than one dimension were not measured: they may need a smaller tile.
-    if row is not None and row.plans[kernel].tile in {plan.tile for plan in found}:
+    if row is not None and row.plans and row.plans[kernel].tile in {plan.tile for plan in found}:
         return row.plans[kernel]
     return found[0]
 
 
+def cuda_plan(gpu: Gpu, direction: str, load: str, M: int, D: int, H: int) -> str:
+    """The plan of the CUDA kernels that was measured to be fastest; "" where none was measured."""
+    row = nearest(gpu, load, M, D, H)
+    return "" if row is None else row.cuda.get(direction, "")
+
+
 @functools.lru_cache(maxsize=4096)
-def advice(gpu: Gpu, case: estimate.Case, train: bool) -> tuple[bool, str]:
-    """Whether Triton is worth it for a call, and the words for it: measured where that was done, else estimated."""
+def advice(gpu: Gpu, case: estimate.Case, train: bool, backend: str) -> tuple[bool, str]:
+    """Whether "cuda" or "triton" is worth it for a call, and the words for it.
+
+    The CUDA kernels are where they were measured and nothing was faster; Triton where it is faster than eager, as
+    measured or else estimated.
+    """
     row = nearest(gpu, case.load, case.M, case.D, case.H)
-    if row is not None:
-        fused, eager = row.train if train else row.forward
-        basis = f"measured on this GPU at M = {row.M}"
-    else:
-        fused, eager = estimate.estimate(gpu, case, train=train)
-        basis = "estimated from counted bytes and FLOP, not measured"
-        if table(gpu).reason:
-            basis += f"; {table(gpu).reason}"
-    step = "a train step" if train else "a forward"
-    ratio = f"{fused * 1e6:.0f} us against eager's {eager * 1e6:.0f} us for {step}, {basis}"
+    ignored = f"; {table(gpu).reason}" if table(gpu).reason else ""
     at = f"M = {case.M}, D = {case.D}, H = {case.H} on {gpu.name}"
-    if fused < eager:
-        return True, f"triton: fused kernels for NVIDIA GPUs, {ratio}, at {at}"
-    return False, f"triton: not worth it at {at}: {ratio}"
+    times = {} if row is None else row.train if train else row.forward
+    if row is not None and backend in times:
+        basis = f"measured on this GPU at M = {row.M}"
+        rivals = {name: seconds for name, seconds in times.items() if name != backend}
+        fused = times[backend]
+        worth = fused < min(rivals.values() if backend == "cuda" else [rivals["eager"]])
+    elif backend == "cuda":
+        remedy = "use_backend('cuda') or python -m aim_fast tune"
+        return False, f"cuda: never measured on this GPU at {at}; {remedy}{ignored}"
+    else:
+        basis = f"estimated from counted bytes and FLOP, not measured{ignored}"
+        fused, eager = estimate.estimate(gpu, case, train=train)
+        rivals, worth = {"eager": eager}, fused < eager
+    against = " and ".join(f"{name}'s {seconds * 1e6:.0f} us" for name, seconds in sorted(rivals.items()))
+    step = "a train step" if train else "a forward"
+    ratio = f"{fused * 1e6:.0f} us against {against} for {step}, {basis}"
+    if worth:
+        return True, f"{backend}: {_WHAT[backend]}, {ratio}, at {at}"
+    return False, f"{backend}: not worth it at {at}: {ratio}"

@@ -32,6 +32,7 @@ import memory
 import plot
 import report
 import roof
+from aim_fast.routing import BACKENDS
 from cases import QUICK
 from devices import DEVICES
 from harness import PASSES, RIVALS, Inputs, Rival, Workload
@@ -116,8 +117,8 @@ def measure(workload: Workload, inputs: Inputs, rivals: dict[str, Rival], kind: 
             del calls[name]
     errors = accuracy.check(workload, inputs, calls, reference, kind)
     wrong = {name: "; ".join(str(e) for e in found if not e.ok) for name, found in errors.items()}
-    if wrong["fused"]:
-        raise WrongResultError(wrong["fused"])
+    if own := [f"{name}: {wrong[name]}" for name in ("fused", *BACKENDS) if wrong.get(name)]:
+        raise WrongResultError("; ".join(own))
     for name in [name for name in calls if wrong[name]]:
         failed[name] = f"wrong, not timed: {wrong[name]}"
         del calls[name]

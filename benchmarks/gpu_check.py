@@ -24,7 +24,8 @@ from pathlib import Path
 import gpu_machine
 import gpu_report
 from gpu_machine import ROOT, Machine
-from gpu_stages import LEAST_SECONDS, STAGES, Outcome
+from gpu_outcome import Outcome
+from gpu_stages import LEAST_SECONDS, STAGES
 
 TOTAL_SECONDS = 520.0
 

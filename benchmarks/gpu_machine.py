@@ -28,23 +28,25 @@ print(json.dumps({"torch": torch.__version__, "gpu": torch.cuda.get_device_name(
 
 @dataclass(frozen=True)
 class Machine:
-    """What a run depends on. gpu: its name, or None."""
+    """What a run depends on. gpu: its name, or None. sanitizer, ncu: where these tools are, if they are."""
 
     torch: str
     gpu: str | None
     pytest: bool
     xdist: bool
     sanitizer: str | None
+    ncu: str | None = None
 
     @property
     def device(self) -> str:
         return "cuda" if self.gpu else "cpu"
 
     def __str__(self) -> str:
-        absent = [name for name, there in (("pytest", self.pytest), ("compute-sanitizer", self.sanitizer)) if not there]
+        tools = {"pytest": self.pytest, "compute-sanitizer": self.sanitizer, "ncu": self.ncu}
+        absent = [name for name, there in tools.items() if not there]
         return (
             f"{self.gpu or 'no NVIDIA GPU'}, torch {self.torch}, Python {sys.version.split()[0]}"
-            f"{', without ' + ' and '.join(absent) if absent else ''}"
+            f"{', without ' + ', '.join(absent) if absent else ''}"
         )
 
 
@@ -69,6 +71,8 @@ def look() -> Machine | None:
         return None
     found = json.loads(done.last_line)
     toolkit = Path(os.environ.get("CUDA_HOME", "/usr/local/cuda"), "bin")
-    sanitizer = shutil.which("compute-sanitizer") or shutil.which("compute-sanitizer", path=str(toolkit))
+    sanitizer, ncu = (
+        shutil.which(name) or shutil.which(name, path=str(toolkit)) for name in ("compute-sanitizer", "ncu")
+    )
     pytest, xdist = (importlib.util.find_spec(name) is not None for name in ("pytest", "xdist"))
-    return Machine(found["torch"], found["gpu"], pytest, xdist, sanitizer)
+    return Machine(found["torch"], found["gpu"], pytest, xdist, sanitizer, ncu)

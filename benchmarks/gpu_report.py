@@ -8,9 +8,10 @@ from dataclasses import asdict
 from statistics import geometric_mean
 from typing import Any
 
+import gpu_counters
 import report
 from gpu_machine import Machine
-from gpu_stages import Outcome
+from gpu_outcome import Outcome
 from report import Row
 
 Results = dict[str, Any]
@@ -27,10 +28,11 @@ def merged(before: Results, machine: Machine, outcomes: Mapping[str, Outcome]) -
     Of two rows for one workload and pass the later stays, unless the earlier has more rivals.
     """
     stages, rows = dict(before.get("stages", {})), keyed(before.get("rows", []))
-    results: Results = {"machine": asdict(machine), "stages": stages, "host": before.get("host", [])}
+    results: Results = {"machine": asdict(machine), "stages": stages}
+    results |= {name: before.get(name, []) for name in ("host", "kernels")}
     for name, outcome in outcomes.items():
         stages[name] = {"status": outcome.status, "text": outcome.text, "seconds": outcome.seconds}
-        results["host"] = outcome.results.get("host", results["host"])
+        results |= {name: outcome.results.get(name, results[name]) for name in ("host", "kernels")}
         for key, row in keyed(outcome.results.get("rows", [])).items():
             if key not in rows or len(row["speedup"]) >= len(rows[key]["speedup"]):
                 rows[key] = row
@@ -51,6 +53,11 @@ def markdown(results: Results) -> str:
     blocks = [f"# {machine['gpu'] or 'No GPU'}, torch {machine['torch']}", "\n".join(lines)]
     if results["host"]:
         blocks += ["Host time per call at M = 1, fp32:", report.host_table(results["host"]).rstrip()]
+    if results["kernels"]:
+        head = report.table_head("backend", "kernel", *gpu_counters.COUNTERS)
+        lines = [report.table_row(cells) for cells in gpu_counters.table(results["kernels"])]
+        blocks += [f"Kernels of a forward and a train step of {gpu_counters.CASE} in bf16, by their counters:"]
+        blocks += ["\n".join([*head, *lines])]
     if results["rows"]:
         blocks += ["AIM's workloads in bf16:", "\n".join(aim_table(results["rows"]))]
         blocks.append(report.markdown(results["rows"]).rstrip())

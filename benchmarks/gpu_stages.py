@@ -9,16 +9,16 @@ import importlib.util
 import json
 import os
 import re
+import shutil
 import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from functools import cache
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
-from gpu_machine import Machine, python
-from limited import Done
+import gpu_counters
+from gpu_machine import ROOT, Machine, python
+from gpu_outcome import Outcome, each_kernel, forced, judged, kernels, together
 
 LEAST_SECONDS = 5.0  # a stage with less is not begun
 # Of a stage's time, when the last workload or check may begin.
@@ -29,26 +29,6 @@ BEGIN_UNTIL = 0.7
 SUITE = ("numerics", "mixed", "nonfinite", "saved_memory", "functional")
 LARGE = ("addressing",)
 
-_KERNELS = (
-    "import sys, json; sys.path.insert(0, 'tests'); import judge; print(json.dumps(judge.kernels_of(sys.argv[1])))"
-)
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """status: passed, failed, left out, or out of time: then what was done until then was right."""
-
-    status: str
-    text: str
-    seconds: float = 0.0
-    results: Mapping[str, Any] = field(default_factory=dict)  # what the stage's benchmark wrote
-
-    def after(self, seconds: float) -> Outcome:
-        return replace(self, seconds=round(seconds, 1))
-
-    def __str__(self) -> str:
-        return f"{self.status} in {self.seconds:.0f} s; {self.text}"
-
 
 @dataclass(frozen=True)
 class Stage:
@@ -56,13 +36,6 @@ class Stage:
     seconds: float
     run: Callable[[Machine, float], Outcome]
     needs_gpu: bool = False
-
-
-def judged(done: Done, failed: bool, text: str) -> Outcome:
-    """failed is what the output says; a process that ended badly by itself has failed too."""
-    if failed or (done.status and not done.late):
-        return Outcome("failed", text if failed else f"exit status {done.status}: {text}")
-    return Outcome("out of time" if done.late or "for want of time" in text else "passed", text)
 
 
 def build(machine: Machine, seconds: float) -> Outcome:
@@ -74,37 +47,6 @@ def build(machine: Machine, seconds: float) -> Outcome:
     reason = re.search(r"aim_fast: installing without (.*)", done.output)
     came = f"without {reason[1]}" if reason else "compiled what is there" if not done.status else done.last_line
     return judged(done, False, came)
-
-
-def forced(machine: Machine, backend: str) -> dict[str, str]:
-    return {"AIM_FAST_TEST_DEVICE": machine.device, "AIM_FAST_TEST_BACKEND": backend}
-
-
-@cache
-def kernels(device: str) -> tuple[list[str], str]:
-    """The backends with a kernel for the device; and where there is none, what the package says of itself."""
-    done = python(["-c", _KERNELS, device], 60)
-    if done.status:
-        return [], done.last_line
-    names = json.loads(done.last_line)
-    return names, "" if names else " ".join(python(["-m", "aim_fast"], 60).output.split())
-
-
-def each_kernel(machine: Machine, seconds: float, check: Callable[[str, float], Outcome]) -> Outcome:
-    """The outcomes of all backends that have a kernel for the device, as one."""
-    start = time.monotonic()
-    names, why = kernels(machine.device)
-    if not names:
-        status = "failed" if machine.gpu else "left out"
-        return Outcome(status, f"no backend has a kernel for {machine.device} tensors: {why}")
-    left = seconds - (time.monotonic() - start)
-    return together({name: check(name, left / len(names)) for name in names})
-
-
-def together(outcomes: Mapping[str, Outcome]) -> Outcome:
-    """Several outcomes as one, which is the worst of them."""
-    worst = min((o.status for o in outcomes.values()), key=("failed", "out of time", "left out", "passed").index)
-    return Outcome(worst, "; ".join(f"{name}: {outcome.text}" for name, outcome in outcomes.items()))
 
 
 def checks(machine: Machine, seconds: float) -> Outcome:
@@ -141,6 +83,29 @@ def suite(machine: Machine, seconds: float) -> Outcome:
     return each_kernel(machine, seconds, check)
 
 
+def emulated(machine: Machine, seconds: float) -> Outcome:
+    """tests/beside_emulated.py: the CUDA kernels on the device beside themselves, emulated on the CPU."""
+    start = time.monotonic()
+    if "cuda" not in kernels(machine.device)[0]:
+        return Outcome("left out", f"no CUDA kernels for {machine.device} tensors here")
+    if not any(map(shutil.which, ("c++", "g++", "clang++"))):
+        return Outcome("left out", "no C++ compiler for the emulated kernels")
+    mode = {"AIM_FAST_EMULATE": "1", "AIM_FAST_BUILD": "require"}
+    done = python(["setup.py", "-q", "build_ext"], 0.6 * seconds, mode)
+    if done.status:
+        return judged(done, False, f"the emulated kernels did not build: {done.last_line}")
+    with tempfile.TemporaryDirectory() as folder:
+        file = str(Path(folder, "results.pt"))
+        script = "tests/beside_emulated.py"
+        done = python([script, "record", file], 0.2 * seconds, forced(machine, "cuda"))
+        if done.status:
+            return judged(done, False, f"the calls on the device did not end: {done.last_line}")
+        left = seconds - (time.monotonic() - start)
+        environment = {"AIM_FAST_LIBRARY": str(ROOT / "build/emulated/libaim_fast.so"), "AIM_FAST_TEST_DEVICE": "cpu"}
+        done = python([script, "compare", file, "--within", f"{BEGIN_UNTIL * left:.0f}"], left, environment)
+    return judged(done, "FAILED" in done.output, done.last_line)
+
+
 def sanitizer(tool: str) -> Callable[[Machine, float], Outcome]:
     """A tool of compute-sanitizer over calls on small cases."""
     # Each tensor in an allocation of its own, so that a step over its end is one over the end of memory.
@@ -173,12 +138,15 @@ def host(machine: Machine, seconds: float) -> Outcome:
 
 
 def workloads(*arguments: str) -> Callable[[Machine, float], Outcome]:
-    """bench_adapter.py with these arguments; one tiny case without a GPU."""
+    """bench_adapter.py with these arguments, whose rivals come last; one tiny case without a GPU.
+
+    On a GPU each backend that has kernels for it is one more rival.
+    """
 
     def run(machine: Machine, seconds: float) -> Outcome:
         within = ["--within", f"{BEGIN_UNTIL * seconds:.0f}"]
         tiny = ["--cases", "decoder_queries", "--dtypes", "fp32", "--rivals", "eager", "--seconds", "0.01"]
-        chosen = ["--device", "cuda", *arguments] if machine.gpu else tiny
+        chosen = ["--device", "cuda", *arguments, *kernels("cuda")[0]] if machine.gpu else tiny
         return measured("bench_adapter.py", [*chosen, *within], seconds)
 
     return run
@@ -208,14 +176,16 @@ _AIM = ("--cases", "aim_*", "--dtypes", "bf16", "--seconds", "0.4", *_RIVALS)
 
 # In the order in which they run: first what is right, then what is fast; what takes longest to compile comes last.
 STAGES = {
-    "build": Stage("compile and link what is there", 60, build),
+    "build": Stage("compile and link what is there", 180, build),
     "checks": Stage("error budget, same bits from run to run, CUDA graphs", 60, checks),
-    "suite": Stage("the numeric tests on the device", 130, suite, needs_gpu=True),
-    "memcheck": Stage("compute-sanitizer memcheck on small cases", 40, sanitizer("memcheck"), needs_gpu=True),
-    "racecheck": Stage("compute-sanitizer racecheck on small cases", 40, sanitizer("racecheck"), needs_gpu=True),
-    "host": Stage("host time of a call on one row", 25, host),
-    "workloads": Stage("every workload and dtype beside eager", 150, workloads(*_ALL, "--rivals", "eager")),
-    "forward": Stage("forward of AIM's in bf16 beside torch.compile", 90, workloads(*_AIM, "--pass", "forward"), True),
-    "train": Stage("train step of the same", 90, workloads(*_AIM, "--pass", "train"), True),
-    "rivals": Stage("every workload beside torch.compile", 200, workloads(*_ALL, *_RIVALS), True),
+    "suite": Stage("the numeric tests on the device", 120, suite, needs_gpu=True),
+    "memcheck": Stage("compute-sanitizer memcheck on small cases", 30, sanitizer("memcheck"), needs_gpu=True),
+    "racecheck": Stage("compute-sanitizer racecheck on small cases", 30, sanitizer("racecheck"), needs_gpu=True),
+    "host": Stage("host time of a call on one row", 20, host),
+    "workloads": Stage("every workload and dtype beside eager", 130, workloads(*_ALL, "--rivals", "eager")),
+    "ncu": Stage("what each kernel takes of DRAM, L2 and tensor cores", 40, gpu_counters.stage, needs_gpu=True),
+    "emulated": Stage("the CUDA kernels beside themselves, emulated on the CPU", 90, emulated, needs_gpu=True),
+    "forward": Stage("AIM's forwards beside torch.compile", 90, workloads("--pass", "forward", *_AIM), needs_gpu=True),
+    "train": Stage("train step of the same", 90, workloads("--pass", "train", *_AIM), needs_gpu=True),
+    "rivals": Stage("every workload beside torch.compile", 200, workloads(*_ALL, *_RIVALS), needs_gpu=True),
 }

@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import aim_fast
+from aim_fast.routing import BACKENDS
 from aim_fast.testing import make_inputs
 from cases import CASES, Case
 from devices import DEVICES
@@ -158,6 +159,17 @@ def fused(case: Case) -> Rival:
     return call
 
 
+def forced(case: Case, backend: str) -> Rival:
+    """The same, by name: its gradients too."""
+    call = fused(case)
+
+    def run(*tensors: Tensor) -> Tensor:
+        with aim_fast.use_backend(backend):
+            return call(*tensors)
+
+    return run
+
+
 _ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"gelu": F.gelu, "relu": F.relu}
 
 
@@ -188,6 +200,8 @@ RIVALS: dict[str, Callable[[Case], Rival]] = {
     "eager": eager,
     "compile": compiled,
     "autotune": partial(compiled, mode=AUTOTUNE),
+    # Each of the package's own where "fused" is what the automatic choice makes of them.
+    **{name: partial(forced, backend=name) for name in BACKENDS},
 }
 
 

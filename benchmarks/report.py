@@ -22,7 +22,7 @@ BEGIN, END = "<!-- results:begin -->", "<!-- results:end -->"
 _TIMES = "case:<15 dtype:<8 pass:<8 us:>9 GFLOP/s:>7 GB/s:>6 roof:>5 peak:>5"
 _REST = "saved_MiB:>15 peak_MiB:>15 error_(eager's):<25 by:<5"
 # In the order of their columns.
-_RIVALS = ("eager", "compile", "autotune")
+_RIVALS = ("eager", "compile", "autotune", "cuda", "triton")
 
 
 def heading(row: Row) -> str:

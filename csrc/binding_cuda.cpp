@@ -34,11 +34,22 @@ class Launches {
     STD_TORCH_CHECK(aoti_torch_get_current_cuda_stream, "adapter: this torch is built without CUDA");
     check_shim(aoti_torch_get_current_cuda_stream(place.index, &stream));
 #endif
-    STD_TORCH_CHECK(
-        cuda::find_device(place.index, stream, device_),
-        "adapter: the CUDA kernels are for compute capability 8.0 and higher, those of hopper for 9.0 alone");
+    STD_TORCH_CHECK(cuda::find_device(place.index, stream, device_),
+                    "adapter: the CUDA kernels were compiled for compute capability ", cuda::kArchs.data(),
+                    ", which this device is below; use another backend");
   }
-  const cuda::Device& device() const { return device_; }
+  // Sets whose kernels run the call; raises where none take it.
+  const cuda::Device& choose(const Problem& p, bool backward, const std::string& kernels) {
+    bool taken = false;
+    try {
+      taken = cuda::choose_plan(p, backward, kernels, device_);
+    } catch (const std::invalid_argument& error) {
+      STD_TORCH_CHECK(false, error.what());
+    }
+    STD_TORCH_CHECK(taken, "adapter: the CUDA kernels", kernels.empty() ? "" : " of ", kernels,
+                    " do not take D = ", p.D, ", H = ", p.H, " in this dtype on this device; use another backend");
+    return device_;
+  }
 
  private:
 #ifndef AIM_FAST_EMULATED
@@ -46,12 +57,6 @@ class Launches {
 #endif
   cuda::Device device_;
 };
-
-void check(const Problem& p, const cuda::Device& device, bool backward) {
-  const cuda::Kernels& kernels = device.family == cuda::Family::kHopper ? cuda::hopper_kernels : cuda::ampere_kernels;
-  STD_TORCH_CHECK(kernels.plans(p, device, backward) > 0, "adapter: the CUDA kernels do not take D = ", p.D,
-                  ", H = ", p.H, " in this dtype; use another backend");
-}
 
 void check(int error) { STD_TORCH_CHECK(error == 0, "adapter: a CUDA kernel did not launch, cudaError_t ", error); }
 
@@ -67,42 +72,42 @@ Tensor workspace(int64_t bytes, Place place, char** aligned) {
 std::tuple<Tensor, Tensor> forward_cuda(const Tensor& x, const Tensor& w1, const OptionalTensor& b1, const Tensor& w2,
                                         const OptionalTensor& b2, const OptionalTensor& scale,
                                         const OptionalTensor& row_scale, const OptionalTensor& residual,
-                                        std::string activation, bool skip, double alpha, ScalarType dtype,
-                                        bool keep_z) {
+                                        std::string activation, bool skip, double alpha, ScalarType dtype, bool keep_z,
+                                        std::string kernels) {
   const Place place = place_of(x);
-  const Launches launches(place);
+  Launches launches(place);
   ForwardParams p;
   Arrays arrays(place);
   Tensor y = prepare_forward(p, arrays, x, w1, b1, w2, b2, scale, row_scale, residual, activation, skip, alpha, dtype,
                              Pages::kAny);
-  check(p, launches.device(), false);
+  const cuda::Device& device = launches.choose(p, false, kernels);
   Tensor z = empty({keep_z ? p.M : 0, p.H}, p.dtype, place);
   if (keep_z) p.z = array_of(z, p.dtype);
   if (p.M == 0) return {y, z};
   char* memory;
-  const Tensor kept = workspace(cuda::forward_workspace(p, launches.device()), place, &memory);
-  check(cuda::forward(p, launches.device(), memory));
+  const Tensor kept = workspace(cuda::forward_workspace(p, device), place, &memory);
+  check(cuda::forward(p, device, memory));
   return {y, z};
 }
 
 Gradients backward_cuda(const Tensor& dy, const OptionalTensor& x, const OptionalTensor& z, const Tensor& w1,
                         const OptionalTensor& b1, const Tensor& w2, const OptionalTensor& b2,
                         const OptionalTensor& scale, const OptionalTensor& row_scale, std::string activation, bool skip,
-                        double alpha, ScalarType dtype, ScalarType x_dtype, int64_t needs) {
+                        double alpha, ScalarType dtype, ScalarType x_dtype, int64_t needs, std::string kernels) {
   const Place place = place_of(dy);
-  const Launches launches(place);
+  Launches launches(place);
   BackwardParams p;
   Arrays arrays(place);
   Gradients results = prepare_backward(p, arrays, dy, x, z, w1, b1, w2, b2, scale, row_scale, activation, skip, alpha,
                                        dtype, x_dtype, needs);
-  check(p, launches.device(), true);
+  const cuda::Device& device = launches.choose(p, true, kernels);
   if (p.M == 0) {
     std::apply([](auto&... t) { (torch::stable::zero_(t), ...); }, results);
     return results;
   }
   char* memory;
-  const Tensor kept = workspace(cuda::backward_workspace(p, launches.device()), place, &memory);
-  check(cuda::backward(p, launches.device(), memory));
+  const Tensor kept = workspace(cuda::backward_workspace(p, device), place, &memory);
+  check(cuda::backward(p, device, memory));
   return results;
 }
 
@@ -114,6 +119,19 @@ std::string choose_cuda_kernels(std::string choice) {
   }
 }
 
+// What cuda_forward and cuda_backward take as `kernels` on a device; "" where they do not take such a call.
+std::string plans(int64_t device, int64_t D, int64_t H, ScalarType dtype, bool backward) {
+  Problem p = {};
+  p.M = 1;
+  p.D = D;
+  p.H = H;
+  p.dtype = dtype_of(dtype, "the compute dtype");
+  cuda::Device found;
+  return cuda::find_device(static_cast<int>(device), nullptr, found) ? cuda::plans(p, backward, found) : "";
+}
+
+std::string archs() { return std::string(cuda::kArchs); }
+
 void emulate(int64_t order, int64_t seed, int64_t sms) {
   cuda::emulate(static_cast<int>(order), seed, static_cast<int>(sms));
 }
@@ -124,12 +142,16 @@ void emulate(int64_t order, int64_t seed, int64_t sms) {
 STABLE_TORCH_LIBRARY_FRAGMENT(aim_fast, m) {
   m.def(
       "cuda_forward(Tensor x, Tensor w1, Tensor? b1, Tensor w2, Tensor? b2, Tensor? scale, Tensor? row_scale, "
-      "Tensor? residual, str activation, bool skip, float alpha, ScalarType dtype, bool keep_z) -> (Tensor, Tensor)");
+      "Tensor? residual, str activation, bool skip, float alpha, ScalarType dtype, bool keep_z, str kernels=\"\") -> "
+      "(Tensor, Tensor)");
   m.def(
       "cuda_backward(Tensor dy, Tensor? x, Tensor? z, Tensor w1, Tensor? b1, Tensor w2, Tensor? b2, Tensor? scale, "
-      "Tensor? row_scale, str activation, bool skip, float alpha, ScalarType dtype, ScalarType x_dtype, int needs) -> "
+      "Tensor? row_scale, str activation, bool skip, float alpha, ScalarType dtype, ScalarType x_dtype, int needs, str "
+      "kernels=\"\") -> "
       "(Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)");
   m.def("cuda_choose_kernels(str choice) -> str");
+  m.def("cuda_plans(int device, int D, int H, ScalarType dtype, bool backward) -> str");
+  m.def("cuda_archs() -> str");
   m.def("cuda_emulate(int order, int seed, int sms) -> ()");
 }
 
@@ -144,5 +166,7 @@ STABLE_TORCH_LIBRARY_IMPL(aim_fast, CUDA, m) {
 
 STABLE_TORCH_LIBRARY_IMPL(aim_fast, CompositeExplicitAutograd, m) {
   m.impl("cuda_choose_kernels", TORCH_BOX(&aim_fast::choose_cuda_kernels));
+  m.impl("cuda_plans", TORCH_BOX(&aim_fast::plans));
+  m.impl("cuda_archs", TORCH_BOX(&aim_fast::archs));
   m.impl("cuda_emulate", TORCH_BOX(&aim_fast::emulate));
 }

@@ -7,6 +7,7 @@ import os
 import shutil
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
 from multiprocessing import get_context
 from typing import Any
 
@@ -18,6 +19,7 @@ import torch
 from torch import Tensor
 
 import aim_fast
+import emulation
 import interpreter
 from aim_fast import module, plan
 from judge import BACKEND, DEVICE, is_refusal
@@ -120,17 +122,42 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
     return seen
 
 
-@pytest.fixture(scope="session")
-def interpreted() -> Iterator[Callable[..., Any]]:
-    """Calls a module-level function in a process of its own, where the Triton kernels run CPU tensors, interpreted.
-
-    New memory is full of NaN there, results and workspace alike.
-    """
-    pool = ProcessPoolExecutor(1, get_context("spawn"), initializer=interpreter.start)
-    environment = {"TRITON_INTERPRET": "1", "AIM_FAST_BACKEND": "triton", "OMP_NUM_THREADS": "1"}
+@contextmanager
+def process(environment: dict[str, str], start: Callable[[], None]) -> Iterator[Callable[..., Any]]:
+    """Calls module-level functions in a process of its own, which begins with `start` in this environment."""
+    pool = ProcessPoolExecutor(1, get_context("spawn"), initializer=start)
     with pool, pytest.MonkeyPatch.context() as patch:
         for name, value in environment.items():
             patch.setenv(name, value)
         pool.submit(os.getpid).result()  # the process starts here, and takes the environment with it
         patch.undo()
         yield lambda function, *arguments: pool.submit(function, *arguments).result()
+
+
+@pytest.fixture(scope="session")
+def interpreted() -> Iterator[Callable[..., Any]]:
+    """Calls a module-level function in a process of its own, where the Triton kernels run CPU tensors, interpreted.
+
+    New memory is full of NaN there, results and workspace alike.
+    """
+    environment = {"TRITON_INTERPRET": "1", "AIM_FAST_BACKEND": "triton", "OMP_NUM_THREADS": "1"}
+    with process(environment, interpreter.start) as call:
+        yield call
+
+
+@pytest.fixture(scope="session")
+def emulator() -> None:
+    """What compiles emulated kernels; its absence is a failure in CI, which installs it."""
+    if reason := emulation.missing():
+        (pytest.fail if os.environ.get("CI") else pytest.skip)(reason)
+
+
+@pytest.fixture(scope="session")
+def emulated(emulator: None) -> Iterator[Callable[..., Any]]:
+    """Calls a module-level function in a process of its own, where the CUDA kernels run CPU tensors, emulated.
+
+    New memory is full of NaN there, results and workspace alike.
+    """
+    emulation.build()
+    with process(emulation.ENVIRONMENT, emulation.start) as call:
+        yield call

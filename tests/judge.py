@@ -32,7 +32,7 @@ BY_ROW = ("y", "dx", "dresidual")
 
 def kernels_of(device: str) -> list[str]:
     """The backends with a kernel for tensors of a device, in the table's order; eager is none."""
-    tensors = make_inputs((64, 64), 16, device=device)
+    tensors = make_inputs((64, 64), 16, torch.bfloat16, device=device)
     found = []
     for row in aim_fast.backends()[:-1]:
         try:

@@ -31,18 +31,24 @@ class CannotPlantError(Exception):
     """The mutation says nothing about the tests: it does not fit the code, or does not compile."""
 
 
-def run(command: list[str], tree: Path) -> subprocess.CompletedProcess[str]:
-    """command in the copy, first on the path of Python; nothing compiled is kept, so that no change is missed."""
+def run(command: list[str], tree: Path, **more: str) -> subprocess.CompletedProcess[str]:
+    """command in the copy, first on the path of Python; nothing compiled is kept, so that no change is missed.
+
+    more: variables for its environment.
+    """
     environment = {name: value for name, value in os.environ.items() if not name.startswith("AIM_FAST_")}
     environment |= {"PYTHONPATH": str(tree), "PYTHONDONTWRITEBYTECODE": "1", "AIM_FAST_BUILD": "require"}
     environment["CXXFLAGS"] = "-O1 -fexpensive-optimizations -w"  # quick to compile, yet with fused multiply-adds
+    environment |= more
     return subprocess.run(
         command, cwd=tree, env=environment, timeout=SECONDS, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
     )
 
 
-def build(tree: Path) -> None:
-    done = run([sys.executable, "setup.py", "-q", "build_ext", "--inplace"], tree)
+def build(tree: Path, emulated: bool = False) -> None:
+    """The library of the CPU's kernels, or the one of emulated CUDA kernels; what nvcc makes is not tested here."""
+    which = {"AIM_FAST_EMULATE": "1"} if emulated else {"AIM_FAST_CUDA_ARCHS": ""}
+    done = run([sys.executable, "setup.py", "-q", "build_ext", "--inplace"], tree, **which)
     if done.returncode:
         raise CannotPlantError(f"does not compile:\n{done.stdout[-3000:]}")
 
@@ -74,7 +80,7 @@ def plant(mutation: Mutation, tree: Path) -> str | None:
     file.write_text(before.replace(mutation.old, mutation.new))
     try:
         if mutation.compiled:
-            build(tree)
+            build(tree, mutation.emulated)
         return failing_test(mutation.tests, tree)
     finally:
         file.write_text(before)
@@ -103,7 +109,7 @@ def main() -> int:
     # Python's first: a mutation of the kernels leaves the library to be built again.
     chosen = sorted(
         (m for m in MUTATIONS if not arguments.names or any(word in m.name for word in arguments.names)),
-        key=lambda m: m.compiled,
+        key=lambda m: (m.compiled, m.emulated),
     )
     if arguments.list or not chosen:
         print("\n".join(f"{m.name:32} {m.file}" for m in chosen) or "no such mutation")

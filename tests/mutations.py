@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import cuda_mutations
+
 
 @dataclass(frozen=True)
 class Mutation:
@@ -22,6 +24,11 @@ class Mutation:
     @property
     def compiled(self) -> bool:
         return self.file.startswith("csrc/")
+
+    @property
+    def emulated(self) -> bool:
+        """Whether the library to be built again is the one whose CUDA kernels run on the CPU."""
+        return self.file.startswith("csrc/cuda/")
 
 
 def _only(file: str, *words: str) -> tuple[str, ...]:
@@ -324,4 +331,4 @@ _TRITON = (
 )
 # fmt: on
 
-MUTATIONS = tuple(Mutation(*row) for row in _PYTHON + _KERNELS + _TRITON)
+MUTATIONS = tuple(Mutation(*row) for row in _PYTHON + _KERNELS + _TRITON + cuda_mutations.ROWS)

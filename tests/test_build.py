@@ -38,7 +38,18 @@ def tree(tmp_path: Path) -> Path:
     for name, text in TINY.items():
         (tree / "csrc" / name).parent.mkdir(parents=True, exist_ok=True)
         (tree / "csrc" / name).write_text(text)
+    shutil.copy(ROOT / "csrc/ninja_file.py", tree / "csrc")
     return tree
+
+
+def toolkit(folder: Path, script: str) -> str:
+    """What CUDA_HOME may be: a toolkit without its compiler, in whose place is a script."""
+    for name in ("bin/nvcc", "include/cuda_runtime.h", "lib64/libcudart_static.a"):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).touch()
+    (folder / "bin/nvcc").write_text(f"#!/bin/sh\n{script}\n")
+    (folder / "bin/nvcc").chmod(0o755)
+    return str(folder)
 
 
 def python(tree: Path, *arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
@@ -154,10 +165,81 @@ def test_sanitized_library_is_apart(tree: Path) -> None:
 
 
 def test_source_archive_has_the_sources(tree: Path) -> None:
+    more = {"csrc/cuda/generate.py", "csrc/cuda/rows.h", "csrc/cuda/sum.cu", "csrc/cuda/hopper/instances/a.cu"}
+    for name in more:
+        (tree / name).parent.mkdir(parents=True, exist_ok=True)
+        (tree / name).touch()
     done = python(tree, "setup.py", "-q", "sdist")
     assert done.returncode == 0, done.stderr
     (archive,) = (tree / "dist").iterdir()
     with tarfile.open(archive) as opened:
         names = {name.partition("/")[2] for name in opened.getnames()}
-    assert {f"csrc/{name}" for name in TINY} <= names
+    assert {f"csrc/{name}" for name in TINY} | set(more) <= names
+    assert "csrc/ninja_file.py" in names
     assert {"setup.py", "pyproject.toml", "LICENSE", "aim_fast/py.typed", "kernels/tiling.py"} <= names
+
+
+@needs_compiler
+def test_builds_from_a_source_archive(tree: Path) -> None:
+    """What is unpacked builds, in an isolated process that does not search the current folder."""
+    assert python(tree, "setup.py", "-q", "sdist").returncode == 0
+    (archive,) = (tree / "dist").iterdir()
+    done = python(tree, "-m", "pip", "wheel", *NO_NETWORK, "-w", "out", str(archive), AIM_FAST_BUILD="require")
+    assert done.returncode == 0, done.stdout + done.stderr
+    (wheel,) = (tree / "out").iterdir()
+    assert "aim_fast/libaim_fast.so" in zipfile.ZipFile(wheel).namelist()
+
+
+def info(tree: Path) -> dict[str, str]:
+    return json.loads((tree / "aim_fast/_build_info.json").read_text())
+
+
+@needs_compiler
+@pytest.mark.parametrize(
+    ("archs", "script", "told"),
+    [
+        ("80", "echo 'tiny.cu(3): error: no such thing'; exit 1", "tiny.cu(3): error: no such thing"),
+        ("80", "echo 'ptxas fatal   : too many registers'; exit 1", "ptxas fatal   : too many registers"),
+        ("", "exit 1", "AIM_FAST_CUDA_ARCHS is empty; unset it and install again"),
+    ],
+    ids=["nvcc", "ptxas", "no_archs"],
+)
+def test_without_cuda_the_cpu_has_its_kernels(tree: Path, archs: str, script: str, told: str) -> None:
+    """An nvcc that fails takes only the CUDA kernels with it; `require` does not let that pass."""
+    (tree / "csrc/cuda").mkdir()
+    (tree / "csrc/cuda/tiny.cu").write_text("int none();\n")
+    variables = {"CUDA_HOME": toolkit(tree / "a toolkit", script), "AIM_FAST_CUDA_ARCHS": archs}
+    done = build(tree, **variables, AIM_FAST_BUILD="auto")
+    assert done.returncode == 0, done.stderr
+    assert answer(tree) == "42"
+    assert info(tree)["built"] is True
+    assert info(tree)["cuda"].startswith("left out: ")
+    assert told in info(tree)["cuda"]
+    if archs:
+        done = build(tree, **variables, AIM_FAST_BUILD="require")
+        assert done.returncode != 0
+        assert told in done.stderr
+
+
+@needs_compiler
+def test_without_nvcc(tree: Path) -> None:
+    """It is looked for in CUDA_HOME, on the PATH and where it usually lies; without it the rest is built."""
+    if Path("/usr/local/cuda/bin/nvcc").exists():
+        moved = (tree / "setup.py").read_text().replace("/usr/local/cuda", "/nonexistent")
+        (tree / "setup.py").write_text(moved)
+    programs = tree / "programs"
+    programs.mkdir()
+    for name in ("c++", "as", "ld", "sh", "ninja"):
+        if found := shutil.which(name):
+            (programs / name).symlink_to(found)
+    done = build(tree, AIM_FAST_BUILD="require", PATH=str(programs), CUDA_HOME="/nonexistent", CXX="c++")
+    assert done.returncode == 0, done.stderr
+    assert "no nvcc with headers and libraries; install the CUDA toolkit" in info(tree)["cuda"]
+    assert answer(tree) == "42"
+
+
+@pytest.mark.parametrize("archs", ["8", "75", "sm_80", "80;90a", "90x"])
+def test_unknown_architecture_fails(tree: Path, archs: str) -> None:
+    done = build(tree, AIM_FAST_CUDA_ARCHS=archs)
+    assert done.returncode != 0
+    assert f"AIM_FAST_CUDA_ARCHS has {archs!r}; expected numbers from 80 on, as in 80,90a" in done.stderr

@@ -108,6 +108,15 @@ def test_capture_is_held_against_plain_calls(name: str, gradients: bool) -> None
             device_checks.assert_captured(name, gradients, faulty)
 
 
+def test_what_may_be_refused() -> None:
+    """Of the essential regimes nothing; of the CUDA kernels' what their row in the table of backends leaves out."""
+    taken = {name for name in device_checks.ESSENTIAL if device_checks.must_be_taken(name, "cuda")}
+    assert {"image_bf16", "image_fp16", "one_row_bf16", "transposed_bf16", "sample_scale_bf16"} <= taken
+    assert not taken & {"image", "sam_h_bf16", "h196_fp16", "prime_ragged_bf16", "long_bf16"}
+    assert all(device_checks.must_be_taken(name, "triton") for name in device_checks.ESSENTIAL)
+    assert not device_checks.must_be_taken("few_wide", "triton")
+
+
 def _refuse() -> None:
     raise ValueError("adapter: backend 'triton' cannot take this call: no tile")
 
@@ -121,9 +130,14 @@ def test_outcomes_are_counted(capsys: pytest.CaptureFixture[str]) -> None:
         pass
 
     essential = device_checks.ESSENTIAL[0]
-    todo = [("numeric a", nothing), ("numeric wide", _refuse), (f"numeric {essential}", _refuse), ("repeat b", _crash)]
+    todo = [
+        ("numeric a", nothing),
+        ("numeric few_wide", _refuse),
+        (f"numeric {essential}", _refuse),
+        ("repeat b", _crash),
+    ]
     count = device_checks.run(todo, 60.0)
-    assert str(count) == "3 checks of cpu on cpu, 2 failed, 1 beyond its limits (wide)"
+    assert str(count) == "3 checks of cpu on cpu, 2 failed, 1 beyond its limits (few_wide)"
     assert count.failures[1] == "repeat b: RuntimeError: illegal memory access"
     assert count.failures[0].startswith(f"numeric {essential}: ValueError")
     assert capsys.readouterr().out.count("FAILED") == 2

@@ -32,7 +32,7 @@ def run(code: str, **environment: str) -> subprocess.CompletedProcess[str]:
 
 def test_table(cpu_library: None) -> None:
     rows = aim_fast.backends()
-    assert [row.name for row in rows] == ["cpu", "triton", "eager"]
+    assert [row.name for row in rows] == ["cpu", "cuda", "triton", "eager"]
     assert all(row.available is (row.reason == "") for row in rows)
     assert rows[0].available
     assert rows[-1].available
@@ -115,7 +115,7 @@ def test_use_backend_is_of_its_thread(cpu_library: None) -> None:
 def test_unknown_backend_changes_nothing(cpu_library: None) -> None:
     with (
         aim_fast.use_backend("eager"),
-        pytest.raises(ValueError, match=r"'tpu'; expected one of auto, cpu, triton, eager"),
+        pytest.raises(ValueError, match=r"'tpu'; expected one of auto, cpu, cuda, triton, eager"),
         aim_fast.use_backend("tpu"),
     ):
         pass
@@ -166,7 +166,7 @@ def test_environment_sets_the_default(cpu_library: None, value: str, expected: s
 def test_environment_with_an_unknown_backend() -> None:
     result = run(CHOICE, AIM_FAST_BACKEND="tpu")
     assert result.returncode != 0
-    assert "backend is 'tpu'; expected one of auto, cpu, triton, eager" in result.stderr
+    assert "backend is 'tpu'; expected one of auto, cpu, cuda, triton, eager" in result.stderr
 
 
 def test_library_that_is_not_there() -> None:

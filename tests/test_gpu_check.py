@@ -15,15 +15,26 @@ from typing import Any
 import pytest
 
 import gpu_check
+import gpu_counters
 import gpu_machine
+import gpu_outcome
+import gpu_report
 import gpu_stages
 import limited
 from gpu_machine import ROOT, Machine
-from gpu_stages import STAGES, Outcome
+from gpu_outcome import Outcome
+from gpu_stages import STAGES
 from limited import Done
 
-H100 = Machine("2.11.0+cu130", "NVIDIA H100 80GB HBM3", pytest=True, xdist=False, sanitizer="/cuda/compute-sanitizer")
-NO_GPU = replace(H100, gpu=None, sanitizer=None)
+H100 = Machine(
+    "2.11.0+cu130",
+    "NVIDIA H100 80GB HBM3",
+    pytest=True,
+    xdist=False,
+    sanitizer="/cuda/compute-sanitizer",
+    ncu="/cuda/ncu",
+)
+NO_GPU = replace(H100, gpu=None, sanitizer=None, ncu=None)
 
 
 @pytest.fixture(scope="module")
@@ -87,9 +98,9 @@ def commands(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, Any]]:
         return Done(0, "", 1.0, False)
 
     monkeypatch.setattr(limited, "run", run)
-    gpu_stages.kernels.cache_clear()
+    gpu_outcome.kernels.cache_clear()
     yield state
-    gpu_stages.kernels.cache_clear()
+    gpu_outcome.kernels.cache_clear()
 
 
 def test_checks_go_to_every_kernel_of_the_device(commands: dict[str, Any]) -> None:
@@ -133,7 +144,7 @@ def test_outcome_of_checks(commands: dict[str, Any], done: Done, status: str) ->
 )
 def test_outcome_of_several_is_the_worst(statuses: list[str], worst: str) -> None:
     outcomes = {f"kernel{i}": Outcome(status, "text") for i, status in enumerate(statuses)}
-    together = gpu_stages.together(outcomes)
+    together = gpu_outcome.together(outcomes)
     assert together.status == worst
     assert together.text.startswith("kernel0: text; kernel1: text")
 
@@ -244,7 +255,102 @@ def test_outcome_of_a_benchmark(commands: dict[str, Any], answer: Any, status: s
     assert outcome.status == status
     assert text in outcome.text
     assert "--device cuda --dtypes bf16 fp16 fp32" in commands["seen"][-1][0]
-    assert "--rivals eager compile autotune" in commands["seen"][-1][0]
+    assert "--rivals eager compile autotune triton --within" in commands["seen"][-1][0]
+
+
+def test_each_backend_is_a_rival(commands: dict[str, Any]) -> None:
+    commands["kernels"] = Done(0, '["cuda", "triton"]', 1.0, False)
+    for name, rivals in (
+        ("workloads", "eager"),
+        ("forward", "eager compile autotune"),
+        ("train", "eager compile autotune"),
+    ):
+        commands["answers"] = {"bench_adapter": wrote(0, False, "", rows=[{}], problems=[])}
+        assert STAGES[name].run(H100, 100.0).status == "passed"
+        assert f"--rivals {rivals} cuda triton --within" in commands["seen"][-1][0]
+
+
+COMPARED = "12 calls compared, {} failed, 93.0% to 100.0% of elements equal"
+
+
+@pytest.mark.parametrize(
+    ("word", "done", "status"),
+    [
+        ("compare", Done(0, COMPARED.format(0), 1.0, False), "passed"),
+        ("compare", Done(1, "FAILED hopper/0: y\n" + COMPARED.format(1), 1.0, False), "failed"),
+        ("compare", Done(-11, "Segmentation fault", 1.0, False), "failed"),
+        ("compare", Done(0, COMPARED.format(0) + ", 3 not begun for want of time", 1.0, False), "out of time"),
+        ("record", Done(1, "RuntimeError: illegal memory access", 1.0, False), "failed"),
+        ("setup.py", Done(1, "aim_fast: compilation failed: a.h: error: no", 1.0, False), "failed"),
+        ("setup.py", Done(2, "", 1.0, True), "out of time"),
+    ],
+)
+def test_outcome_of_the_emulated_kernels(
+    commands: dict[str, Any], monkeypatch: pytest.MonkeyPatch, word: str, done: Done, status: str
+) -> None:
+    monkeypatch.setattr(shutil, "which", lambda name, path=None: "/bin/g++" if name == "g++" else None)
+    commands["kernels"] = Done(0, '["cuda", "triton"]', 1.0, False)
+    commands["answers"] = {word: done}
+    outcome = STAGES["emulated"].run(H100, 60.0)
+    assert (outcome.status, done.last_line in outcome.text) == (status, True)
+    build, *runs = [(command, environment) for command, environment, _ in commands["seen"][1:]]
+    assert build[1]["AIM_FAST_EMULATE"] == "1"
+    for (command, environment), device in zip(runs, ("cuda", "cpu"), strict=False):
+        assert "tests/beside_emulated.py" in command
+        assert environment["AIM_FAST_TEST_DEVICE"] == device
+        assert ("AIM_FAST_LIBRARY" in environment) is (device == "cpu")
+
+
+def test_emulated_kernels_need_a_compiler_and_cuda_kernels(
+    commands: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    outcome = STAGES["emulated"].run(H100, 60.0)
+    assert (outcome.status, outcome.text) == ("left out", "no CUDA kernels for cuda tensors here")
+    gpu_outcome.kernels.cache_clear()
+    commands["kernels"] = Done(0, '["cuda"]', 1.0, False)
+    monkeypatch.setattr(shutil, "which", lambda name, path=None: None)
+    assert STAGES["emulated"].run(H100, 60.0).text == "no C++ compiler for the emulated kernels"
+
+
+ROWS = '"0","7","void aim_fast::cuda::hopper::rows_kernel<X, 192>(RowsCall)","1"'
+NCU = f"""==PROF== Connected to process 7
+"ID","Process ID","Kernel Name","Context","Metric Name","Metric Unit","Metric Value"
+{ROWS},"gpu__time_duration.sum","nsecond","80,123"
+{ROWS},"dram__throughput.avg.pct_of_peak_sustained_elapsed","%","71.26"
+{ROWS},"lts__throughput.avg.pct_of_peak_sustained_elapsed","%","44.4"
+{ROWS},"TENSOR","%","51.9"
+"1","7","adapter_bwd_dw","1","gpu__time_duration.sum","us","95.5"
+==PROF== Disconnected
+"""
+OLD_NAME, NEW_NAME = reversed(gpu_counters.COUNTERS["% of tensor cores"])
+
+
+@pytest.mark.parametrize("name", [NEW_NAME, OLD_NAME], ids=["new", "old"])
+def test_counters_of_each_kernel(commands: dict[str, Any], name: str) -> None:
+    """By whichever name this ncu knows the tensor cores' counter."""
+    unknown = Done(1, f"==ERROR== Failed to find metric {name}", 1.0, False)
+    commands["answers"] = {name: Done(0, NCU.replace("TENSOR", name), 1.0, False), "/cuda/ncu": unknown}
+    outcome = STAGES["ncu"].run(H100, 40.0)
+    assert (outcome.status, outcome.text) == ("passed", "triton: 2 kernels")
+    assert "--profile-from-start off" in commands["seen"][-1][0]
+    assert commands["seen"][-1][0].endswith("benchmarks/gpu_counters.py triton")
+    first, second = outcome.results["kernels"]
+    assert first["kernel"] == "hopper::rows_kernel"
+    assert [first[column] for column in gpu_counters.COUNTERS] == pytest.approx([80.123, 71.26, 44.4, 51.9])
+    text = gpu_report.markdown(gpu_report.merged({}, H100, {"ncu": outcome}))
+    assert "| triton | hopper::rows_kernel | 80 | 71 | 44 | 52 |" in text
+    assert "| triton | adapter_bwd_dw | 96 | - | - | - |" in text
+    later = gpu_report.merged(gpu_report.merged({}, H100, {"ncu": outcome}), H100, {"host": Outcome("passed", "")})
+    assert later["kernels"] == [first, second]
+
+
+def test_without_counters_their_stage_is_left_out(commands: dict[str, Any]) -> None:
+    said = "==ERROR== ERR_NVGPUCTRPERM - The user does not have permission"
+    commands["answers"] = {"/cuda/ncu": Done(1, f"==PROF== Connected\n{said}\nmore", 1.0, False)}
+    outcome = STAGES["ncu"].run(H100, 40.0)
+    assert outcome.status == "left out"
+    assert said in outcome.text
+    assert STAGES["ncu"].run(replace(H100, ncu=None), 40.0).status == "left out"
 
 
 def test_stages_share_the_time(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

@@ -25,12 +25,14 @@ DEVICES = pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=N
 ROWS = pytest.mark.parametrize("rows", [61, 11], ids=["rows", "few_rows"])
 
 
-def inputs(x: torch.dtype, w: torch.dtype, residual: torch.dtype | None, rows: int = 61) -> tuple[Tensors, Tensor]:
-    """Tensors of the given dtypes (their values the same in every dtype that is there), and dy."""
-    tensors = make_inputs((rows, D), H, w)
+def inputs(
+    x: torch.dtype, w: torch.dtype, residual: torch.dtype | None, rows: int = 61, widths: tuple[int, int] = (D, H)
+) -> tuple[Tensors, Tensor]:
+    """Tensors of the given dtypes (their values the same in every dtype that is there), and dy. widths: D and H."""
+    tensors = make_inputs((rows, widths[0]), widths[1], w)
     tensors["x"] = tensors["x"].to(BF16).to(x)
     generator = torch.Generator().manual_seed(1)
-    other, dy = torch.randn(2, rows, D, generator=generator).unbind()
+    other, dy = torch.randn(2, rows, widths[0], generator=generator).unbind()
     if residual is not None:
         tensors["residual"] = other.to(residual)
     return tensors, dy.to(BF16)

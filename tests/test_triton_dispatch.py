@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 import aim_fast
-from aim_fast import dispatch, triton_device, tuning
+from aim_fast import available, dispatch, nvidia, triton_device, tuning
 from aim_fast.dispatch import Call
 from aim_fast.kernels import tiling
 from judge import make_inputs
@@ -38,7 +38,7 @@ def h100(monkeypatch: pytest.MonkeyPatch, tmp_path) -> None:
     """An H100 in the place of every device, without measurements, and the row there as on such a machine."""
     monkeypatch.setenv("AIM_FAST_CACHE", str(tmp_path))
     monkeypatch.setattr(tuning, "_tables", {})
-    for module in (triton_device, dispatch.triton_launch):
+    for module in (triton_device, nvidia):
         monkeypatch.setattr(module, "gpu", lambda index: H100)
     triton_device.has_tiles.cache_clear()
     tuning.advice.cache_clear()
@@ -74,7 +74,8 @@ def test_few_rows_go_to_eager_by_estimate(h100: None) -> None:
 
 def test_a_measurement_replaces_the_estimate(h100: None) -> None:
     plans = {kernel: tiling.plans(H100, kernel, "half", 50432, 768, 192)[0] for kernel in tiling.KERNELS}
-    rows = {("half", 768, 192): [tuning.Row(50432, plans, (2e-5, 1e-5), (2e-5, 1e-5))]}
+    times = {"triton": 2e-5, "eager": 1e-5}
+    rows = {("half", 768, 192): [tuning.Row(50432, plans, {}, times, times)]}
     tuning.save(H100, rows, {})
     explanation = dispatch.select(call_of())
     assert explanation.backend == "eager"
@@ -125,14 +126,11 @@ def no_version(name: str) -> str:
 def test_why_it_is_not_there(
     monkeypatch: pytest.MonkeyPatch, version: Callable[[str], str] | None, cuda: str | None, reason: str
 ) -> None:
-    registered = []
-    monkeypatch.setattr(dispatch.triton_launch, "register", lambda: registered.append(1))
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if version is None else object())
     monkeypatch.setattr(importlib.metadata, "version", version)
     monkeypatch.setattr(torch.version, "cuda", cuda)
-    found = dispatch._load_triton()
+    found = available.without_triton()
     assert re.search(reason, found) if reason else found == ""
-    assert registered == ([] if reason else [1])
 
 
 def test_tf32_only_when_it_is_allowed(monkeypatch: pytest.MonkeyPatch) -> None:

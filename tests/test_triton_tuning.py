@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from aim_fast import triton_device, tune, tuning
+from aim_fast import nvidia, triton_device, tune, tuning
 from aim_fast.kernels import estimate, tiling
 from aim_fast.kernels.estimate import Case
-from aim_fast.kernels.tiling import Gpu, Plan
+from aim_fast.kernels.tiling import Gpu
 from aim_fast.tune import Shape
 
 GPU = Gpu("NVIDIA H100 80GB HBM3", (9, 0), 132)
@@ -28,31 +28,65 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr(tuning, "_tables", {})
     tuning.advice.cache_clear()
     triton_device.plan.cache_clear()
+    nvidia.cuda_plan.cache_clear()
     return tmp_path / "cache"
 
 
-def last_is_best(shape: Shape, plans: Mapping[str, Plan] | None) -> tuple[float, float]:
-    """Seconds: eager 1 and 3; fused the less the later its plans come among the candidates."""
-    if plans is None:
+CUDA = {"forward": ("hopper/0", "hopper/1", "ampere/0"), "backward": ("hopper/0", "ampere/0")}
+
+
+def options(shape: Shape, backend: str) -> Mapping[str, Sequence[Any]]:
+    """Those of an H100 whose library has some plans for widths up to 320."""
+    if backend == "triton":
+        return {kernel: tiling.plans(GPU, kernel, *shape, 2)[:4] for kernel in tiling.KERNELS}
+    return CUDA if shape.H <= 320 else dict.fromkeys(CUDA, ())
+
+
+def last_is_best(shape: Shape, backend: str, plans: tune.Plans) -> tuple[float, float]:
+    """Seconds: eager 1 and 3; the others the less the later their plans come among the candidates, CUDA the least."""
+    if backend == "eager":
         return 1.0, 3.0
-    ranks = [tiling.plans(GPU, kernel, *shape, 2)[:4].index(plans[kernel]) for kernel in tiling.KERNELS]
-    return 0.9 - ranks[0] / 10, 2.9 - sum(ranks) / 10
+    ranks = [options(shape, backend)[kernel].index(plan) for kernel, plan in plans.items()]
+    less = 0.3 if backend == "cuda" else 0.0
+    return 0.9 - less - ranks[0] / 10, 2.9 - less - sum(ranks) / 10
 
 
 def rows() -> tuning.Rows:
-    return tune.search_all(GPU, [SHAPE, SHAPE._replace(M=200)], last_is_best)
+    return tune.search_all([SHAPE, SHAPE._replace(M=200)], options, last_is_best)
+
+
+def timed(**times: float) -> tuning.Rows:
+    """`rows` with these microseconds of a forward and, twice as many, of a train step."""
+    forward, train = ({name: turns * us * 1e-6 for name, us in times.items()} for turns in (1, 2))
+    return {key: [row._replace(forward=forward, train=train) for row in found] for key, found in rows().items()}
 
 
 def test_search_finds_the_fastest_plans(capsys: pytest.CaptureFixture[str]) -> None:
-    row = tune.search(GPU, SHAPE, last_is_best)
+    row = tune.search(SHAPE, options, last_is_best)
     assert row is not None
     for kernel in tiling.KERNELS:
         assert row.plans[kernel] == tiling.plans(GPU, kernel, *SHAPE, 2)[:4][-1]
-    fused, eager = row.train
-    assert (fused, eager) == (last_is_best(SHAPE, row.plans)[1], 3.0)
-    assert tune.search(GPU, SHAPE._replace(H=600), last_is_best) is None
+    assert row.cuda == {"forward": "ampere/0", "backward": "ampere/0"}
+    for backend, plans in (("triton", row.plans), ("cuda", row.cuda), ("eager", {})):
+        assert (row.forward[backend], row.train[backend]) == last_is_best(SHAPE, backend, plans)
+    assert tune.search(SHAPE._replace(H=600), options, last_is_best) is None
     assert len(rows()["half", 768, 192]) == 2
     assert len(capsys.readouterr().out.splitlines()) == 2
+
+
+def test_search_leaves_out_what_is_not_there() -> None:
+    wide = tune.search(SHAPE._replace(H=512), options, last_is_best)
+    assert wide is not None
+    assert (wide.cuda, set(wide.train)) == ({}, {"triton", "eager"})
+    alone = tune.search(SHAPE, lambda shape, backend: CUDA if backend == "cuda" else {}, last_is_best)
+    assert alone is not None
+    assert (alone.plans, set(alone.train)) == ({}, {"cuda", "eager"})
+    found = tuning.Table({("half", 768, 192): [alone], ("half", 768, 512): [wide]})
+    assert tuning.from_json(GPU, tuning.to_json(GPU, found.rows, {})) == found
+    tuning.save(GPU, found.rows, {})
+    # Without a measurement of its own Triton goes by its table, and by the estimate.
+    assert tuning.plan(GPU, "fwd", *SHAPE, 1) == tiling.plans(GPU, "fwd", *SHAPE)[0]
+    assert "estimated" in tuning.advice(GPU, CASE, True, "triton")[1]
 
 
 def test_round_trip(folder: Path) -> None:
@@ -75,21 +109,84 @@ def test_a_measurement_decides_on_plans_near_it() -> None:
 
 
 def test_advice_says_what_it_rests_on() -> None:
-    choose, text = tuning.advice(GPU, CASE, False)
+    choose, text = tuning.advice(GPU, CASE, False, "triton")
     assert choose
     assert "estimated from counted bytes and FLOP, not measured" in text
     assert "M = 12608, D = 768, H = 192 on NVIDIA H100" in text
-    choose, text = tuning.advice(GPU, CASE._replace(M=7), False)
+    choose, text = tuning.advice(GPU, CASE._replace(M=7), False, "triton")
     assert not choose
     assert text.startswith("triton: not worth it at M = 7")
     slow = {
-        key: [row._replace(forward=(2e-5, 1e-5), train=(2e-5, 3e-5)) for row in found] for key, found in rows().items()
+        key: [row._replace(train={name: 3e-5 if name == "eager" else 2e-5 for name in row.train}) for row in found]
+        for key, found in timed(triton=20, cuda=40, eager=10).items()
     }
     tuning.save(GPU, slow, {})
-    choose, text = tuning.advice(GPU, CASE, False)
+    choose, text = tuning.advice(GPU, CASE, False, "triton")
     assert not choose
-    assert "20 us against eager's 10 us for a forward, measured on this GPU at M = 12608" in text
-    assert tuning.advice(GPU, CASE, True)[0]
+    assert "20 us against cuda's 40 us and eager's 10 us for a forward, measured on this GPU at M = 12608" in text
+    assert tuning.advice(GPU, CASE, True, "triton")[0]
+
+
+def test_cuda_is_never_chosen_unmeasured() -> None:
+    words = "cuda: never measured on this GPU at M = 12608, D = 768, H = 192 on NVIDIA H100"
+    choose, text = tuning.advice(GPU, CASE, True, "cuda")
+    assert not choose
+    assert text.startswith(words)
+    assert text.endswith("use_backend('cuda') or python -m aim_fast tune")
+    tuning.save(GPU, timed(triton=20, cuda=10, eager=30), {})
+    for other in (CASE._replace(M=60000), CASE._replace(load="amp"), CASE._replace(H=256)):
+        assert not tuning.advice(GPU, other, True, "cuda")[0]
+
+
+@pytest.mark.parametrize(
+    ("times", "fastest"),
+    [
+        ({"cuda": 10, "triton": 20, "eager": 30}, "cuda"),
+        ({"cuda": 20, "triton": 10, "eager": 30}, "triton"),
+        ({"cuda": 20, "triton": 30, "eager": 10}, None),
+        ({"cuda": 30, "triton": 30, "eager": 30}, None),
+    ],
+)
+def test_the_fastest_of_the_three_is_chosen(times: dict[str, float], fastest: str | None) -> None:
+    tuning.save(GPU, timed(**times), {})
+    chosen = [backend for backend in ("cuda", "triton") if tuning.advice(GPU, CASE, False, backend)[0]]
+    assert next(iter(chosen), None) == fastest
+    for backend in ("cuda", "triton"):
+        rivals = " and ".join(f"{name}'s {us:.0f} us" for name, us in sorted(times.items()) if name != backend)
+        assert (
+            f"{times[backend]:.0f} us against {rivals} for a forward, measured on this GPU at M = 12608"
+            in (tuning.advice(GPU, CASE, False, backend)[1])
+        )
+
+
+def test_cuda_runs_by_the_plan_that_was_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where it was measured; and only if the library still has it."""
+    monkeypatch.setattr(nvidia, "gpu", lambda index: GPU)
+    monkeypatch.setattr(nvidia, "cuda_plans", lambda index, D, H, dtype, backward: CUDA["forward"][: 3 - backward])
+
+    def plans(M: int) -> list[str]:
+        nvidia.cuda_plan.cache_clear()
+        return [nvidia.cuda_plan(0, "half", torch.bfloat16, M, 768, 192, backward) for backward in (False, True)]
+
+    assert plans(12608) == ["", ""]
+    tuning.save(GPU, rows(), {})
+    assert plans(12608) == ["ampere/0", ""]
+    assert plans(60000) == ["", ""]
+    nvidia.cuda_plan.cache_clear()
+
+
+def test_measuring_runs_by_the_plans_that_it_tries(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(nvidia, "gpu", lambda index: GPU)
+    monkeypatch.setattr(nvidia, "cuda_plans", lambda *arguments: CUDA["forward"])
+    for plan in CUDA["forward"]:
+        tune.use_plans(GPU, SHAPE, "cuda", {"forward": plan, "backward": "hopper/0"})
+        assert nvidia.cuda_plan(0, "half", torch.bfloat16, 12608, 768, 192, False) == plan
+        assert nvidia.cuda_plan(0, "half", torch.bfloat16, 12608, 768, 192, True) == "hopper/0"
+    for how in tiling.plans(GPU, "fwd", *SHAPE)[:4]:
+        tune.use_plans(GPU, SHAPE, "triton", dict.fromkeys(tiling.KERNELS, how))
+        assert tuning.plan(GPU, "fwd", *SHAPE, 1) == how
+        assert nvidia.cuda_plan(0, "half", torch.bfloat16, 12608, 768, 192, False) == ""
+    nvidia.cuda_plan.cache_clear()
 
 
 def edited(change: Callable[[Any], Any]) -> str:
@@ -103,7 +200,7 @@ BROKEN = {
     "no_json": lambda: "{'half':",
     "not_a_table": lambda: "[1, 2]",
     "nested": lambda: "[" * 100000,
-    "old": lambda: edited(lambda data: data.update(format=0)),
+    "old": lambda: edited(lambda data: data.update(format=1)),
     "other_gpu": lambda: edited(lambda data: data["gpu"].update(name="NVIDIA A100-SXM4-80GB")),
     "other_size": lambda: edited(lambda data: data["gpu"].update(sms=114)),
     "no_rows": lambda: edited(lambda data: data.pop("rows")),
@@ -111,8 +208,15 @@ BROKEN = {
     "wrong_parts": lambda: edited(lambda data: data["rows"][0]["plans"]["fwd"].__setitem__(1, [64, 64, 64, 64])),
     "split_of_zero": lambda: edited(lambda data: data["rows"][0]["plans"]["dx"].__setitem__(2, 0)),
     "split_of_a_word": lambda: edited(lambda data: data["rows"][0]["plans"]["dw"].__setitem__(2, "8")),
-    "no_time": lambda: edited(lambda data: data["rows"][1].update(forward=[0, 1])),
-    "not_a_number": lambda: edited(lambda data: data["rows"][1].update(train=[float("nan"), 1])),
+    "no_time": lambda: edited(lambda data: data["rows"][1]["forward"].update(triton=0)),
+    "not_a_number": lambda: edited(
+        lambda data: data["rows"][1].update(train={"cuda": float("nan"), "triton": 1, "eager": 1})
+    ),
+    "a_time_too_few": lambda: edited(lambda data: data["rows"][1]["train"].pop("cuda")),
+    "a_time_too_many": lambda: edited(lambda data: data["rows"][1].update(cuda={})),
+    "unknown_cuda_plan": lambda: edited(lambda data: data["rows"][0]["cuda"].update(forward="volta/0")),
+    "cuda_plan_of_a_number": lambda: edited(lambda data: data["rows"][0]["cuda"].update(backward=3)),
+    "no_backward": lambda: edited(lambda data: data["rows"][0]["cuda"].pop("backward")),
     "no_row_count": lambda: edited(lambda data: data["rows"][1].update(M=0)),
     "unknown_load": lambda: edited(lambda data: data["rows"][1].update(load="int8")),
 }
@@ -127,7 +231,8 @@ def test_a_bad_file_is_ignored_with_a_reason(name: str, folder: Path) -> None:
     assert table.rows == {}
     assert table.reason.startswith(f"{file} was ignored: ")
     assert tuning.plan(GPU, "fwd", "half", 12608, 768, 192, 1) == tiling.plans(GPU, "fwd", "half", 12608, 768, 192)[0]
-    assert table.reason in tuning.advice(GPU, CASE, True)[1]
+    assert table.reason in tuning.advice(GPU, CASE, True, "triton")[1]
+    assert table.reason in tuning.advice(GPU, CASE, True, "cuda")[1]
 
 
 @pytest.mark.parametrize("how", ["folder", "bytes"])
@@ -153,7 +258,9 @@ def test_the_command_without_a_gpu(capsys: pytest.CaptureFixture[str], folder: P
     if torch.cuda.is_available():
         pytest.skip("there is a GPU here")
     assert tune.main([]) == 1
-    assert "nothing to tune: torch " in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "nothing to tune: " in said
+    assert "built without CUDA" in said
     assert not folder.exists()
 
 

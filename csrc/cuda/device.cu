@@ -13,13 +13,41 @@ namespace aim_fast::cuda {
 namespace {
 
 constexpr int kByRule = -1;
-std::atomic<int> forced_family{kByRule}, forced_plan{kByRule};
-
 constexpr const char* kFamilies[] = {"ampere", "hopper"};  // in the order of Family
+constexpr Family kBestFirst[] = {Family::kHopper, Family::kAmpere};
+
+struct Choice {
+  int family = kByRule, plan = kByRule;
+};
+std::atomic<Choice> of_process{Choice{}};
 
 std::string name_of(int family, int plan) {
   if (family == kByRule) return "";
   return plan == kByRule ? kFamilies[family] : std::string(kFamilies[family]) + "/" + std::to_string(plan);
+}
+
+Choice parse(const std::string& choice) {
+  if (choice.empty()) return {};
+  for (int family = 0; family < 2; ++family) {
+    const std::string name = kFamilies[family];
+    if (choice == name) return {family, kByRule};
+    if (choice.rfind(name + "/", 0) != 0) continue;
+    const std::string number = choice.substr(name.size() + 1);
+    char* end = nullptr;
+    const long plan = std::strtol(number.c_str(), &end, 10);
+    if (number.empty() || *end != 0 || plan < 0 || plan > 99) break;
+    return {family, static_cast<int>(plan)};
+  }
+  throw std::invalid_argument("adapter: the CUDA kernels are chosen by '" + choice +
+                              "'; expected '', 'ampere' or 'hopper', or one of them with '/' and the number of a plan");
+}
+
+// How many plans a family has for a call on a device whose best family is given.
+int count_plans(const Problem& p, bool backward, Family family, const Device& device) {
+  if (static_cast<int>(family) > static_cast<int>(device.family)) return 0;
+  const Device there = {family, device.sms, device.stream};
+  const Kernels* kernels = kernels_of(family);
+  return kernels ? kernels->plans(p, there, backward) : 0;
 }
 
 #ifndef __CUDACC__
@@ -28,25 +56,32 @@ int emulated_sms = 4;
 
 }  // namespace
 
+bool choose_plan(const Problem& p, bool backward, const std::string& choice, Device& device) {
+  const Choice named = choice.empty() ? of_process.load() : parse(choice);
+  for (const Family family : kBestFirst) {
+    if (named.family != kByRule && named.family != static_cast<int>(family)) continue;
+    const int count = count_plans(p, backward, family, device);
+    if (count == 0) continue;
+    device.family = family;
+    device.plan = named.plan < count ? named.plan : kByRule;
+    return true;
+  }
+  return false;
+}
+
 std::string choose_kernels(const std::string& choice) {
-  const std::string before = name_of(forced_family, forced_plan);
-  if (choice.empty()) {
-    forced_family = forced_plan = kByRule;
-    return before;
+  const Choice before = of_process.exchange(parse(choice));
+  return name_of(before.family, before.plan);
+}
+
+std::string plans(const Problem& p, bool backward, Device device) {
+  std::string all;
+  for (const Family family : kBestFirst) {
+    for (int plan = 0, count = count_plans(p, backward, family, device); plan < count; ++plan) {
+      all.append(all.empty() ? "" : ",").append(name_of(static_cast<int>(family), plan));
+    }
   }
-  for (int family = 0; family < 2; ++family) {
-    const std::string name = kFamilies[family];
-    if (choice != name && choice.rfind(name + "/", 0) != 0) continue;
-    char* end = nullptr;
-    const std::string number = choice.substr(std::min(choice.size(), name.size() + 1));
-    const long plan = number.empty() ? kByRule : std::strtol(number.c_str(), &end, 10);
-    if (!number.empty() && (*end != 0 || plan < 0 || plan > 99)) break;
-    forced_family = family;
-    forced_plan = static_cast<int>(plan);
-    return before;
-  }
-  throw std::invalid_argument("cuda_choose_kernels: choice is '" + choice +
-                              "'; expected '', 'ampere' or 'hopper', or one of them with '/' and the number of a plan");
+  return all;
 }
 
 #ifdef __CUDACC__
@@ -56,11 +91,9 @@ bool find_device(int index, void* stream, Device& device) {
   if (cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, index) != cudaSuccess) return false;
   cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, index);
   cudaDeviceGetAttribute(&sms, cudaDevAttrMultiProcessorCount, index);
-  const int forced = forced_family;
-  const bool hopper = major == 9 && minor == 0;
-  if (major < 8 || (forced == static_cast<int>(Family::kHopper) && !hopper)) return false;
-  const Family family = forced != kByRule ? static_cast<Family>(forced) : hopper ? Family::kHopper : Family::kAmpere;
-  device = {family, sms, stream, forced_plan};
+  // Code for a lower architecture runs too: beside that of each in the list there is PTX of the lowest.
+  if (10 * major + minor < std::atoi(kArchs.data())) return false;
+  device = {kHasHopper && major == 9 && minor == 0 ? Family::kHopper : Family::kAmpere, sms, stream};
   return true;
 }
 
@@ -69,8 +102,7 @@ void emulate(int, int64_t, int) {}
 #else
 
 bool find_device(int, void* stream, Device& device) {
-  const int forced = forced_family;
-  device = {forced == kByRule ? Family::kHopper : static_cast<Family>(forced), emulated_sms, stream, forced_plan};
+  device = {Family::kHopper, emulated_sms, stream};
   return true;
 }
 

@@ -5,16 +5,13 @@
 #include <vector>
 
 #include "cuda/convert.h"
+#include "cuda/device.h"
 #include "cuda/sum.h"
 
 namespace aim_fast::cuda {
 namespace {
 
 constexpr int64_t kAlignment = 1024;
-
-const Kernels& kernels_of(const Device& device) {
-  return device.family == Family::kHopper ? hopper_kernels : ampere_kernels;
-}
 
 // Hands out workspace; without one it only counts.
 class Arena {
@@ -111,7 +108,7 @@ void prepare(Problem& p, Preparation& preparation) {
 
 // Without workspace nothing is launched: the arena then tells how much it takes.
 int run_forward(ForwardParams p, const Device& device, Arena& arena, bool launch) {
-  const Kernels& kernels = kernels_of(device);
+  const Kernels& kernels = *kernels_of(device.family);
   Preparation preparation(arena, kernels);
   prepare(p, preparation);
   preparation.streamed(p.x, p.M, p.D, streamed_dtype(p.x, p));
@@ -122,7 +119,7 @@ int run_forward(ForwardParams p, const Device& device, Arena& arena, bool launch
 }
 
 int run_backward(const BackwardParams& call, const Device& device, Arena& arena, bool launch) {
-  const Kernels& kernels = kernels_of(device);
+  const Kernels& kernels = *kernels_of(device.family);
   BackwardParams p = call;
   const Wanted wanted{bool(p.dw1), p.dw2 || p.dscale, bool(p.db1), p.db2 || (p.dscale && p.b2)};
   const bool needs_dz = wanted.dw1 || wanted.db1, by_rows = p.dx || needs_dz || wanted.dw2;
@@ -143,6 +140,8 @@ int run_backward(const BackwardParams& call, const Device& device, Arena& arena,
   preparation.array(p.z, p.M, p.H);
   const bool recompute = by_rows && !p.z;
   ForwardParams again;
+  Device by_rule = device;
+  by_rule.plan = -1;  // the forward has plans of its own
   if (recompute) {
     static_cast<Problem&>(again) = p;
     again.x = call.x;
@@ -154,16 +153,17 @@ int run_backward(const BackwardParams& call, const Device& device, Arena& arena,
   if (narrow) between.dy = arena.take(p.M * p.D * element_size(p.dtype));
   if (wanted.dw1 || wanted.dw2 || wanted.db1 || wanted.db2) {
     between.splits = kernels.splits(p, wanted, device);
-    between.dw = reinterpret_cast<float*>(arena.take(int64_t{between.splits} * 2 * p.H * p.D * 4));
+    const int64_t products = wanted.dw1 || wanted.dw2 ? int64_t{between.splits} * 2 : 0;  // biases alone need none
+    between.dw = reinterpret_cast<float*>(arena.take(products * p.H * p.D * 4));
     between.sums = reinterpret_cast<float*>(arena.take(int64_t{between.splits} * (p.H + p.D) * 4));
   }
   if (!launch) {
-    if (recompute) run_forward(again, device, arena, false);
+    if (recompute) run_forward(again, by_rule, arena, false);
     return 0;
   }
 
   int error = preparation.run(device.stream);
-  if (!error && recompute) error = run_forward(again, device, arena, true);
+  if (!error && recompute) error = run_forward(again, by_rule, arena, true);
   if (!error && by_rows) error = kernels.backward_rows(p, between, device);
   if (narrow) p.dy = contiguous_rows(between.dy, p.dtype, p.M, p.D);
   if (!error && between.splits) error = kernels.backward_columns(p, wanted, between, device);
@@ -172,6 +172,12 @@ int run_backward(const BackwardParams& call, const Device& device, Arena& arena,
 }
 
 }  // namespace
+
+const Kernels* kernels_of(Family family) {
+  if (family == Family::kAmpere) return &ampere_kernels;
+  if constexpr (kHasHopper) return &hopper_kernels;
+  return nullptr;
+}
 
 int64_t forward_workspace(const ForwardParams& p, const Device& device) {
   Arena arena(nullptr);

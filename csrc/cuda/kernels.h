@@ -42,8 +42,8 @@ struct Wanted {
 struct Kernels {
   // Whether the row kernels take a tensor as it lies; one that they do not is copied to contiguous rows first.
   bool (*takes_rows)(const Rows& rows, int64_t columns);
-  int (*plans)(const Problem& p, const Device& device,
-               bool backward);  // how many there are; 0: the call cannot be taken
+  // How many plans there are for D, H and dtype of p, on which alone they depend; 0: the call cannot be taken.
+  int (*plans)(const Problem& p, const Device& device, bool backward);
   int (*forward)(const ForwardParams& p, const Device& device);
   int (*backward_rows)(const BackwardParams& p, const Intermediates& between, const Device& device);
   int (*splits)(const BackwardParams& p, const Wanted& wanted, const Device& device);  // of rows for K2; >= 1
@@ -52,7 +52,10 @@ struct Kernels {
 };
 
 extern const Kernels ampere_kernels;
-extern const Kernels hopper_kernels;
+extern const Kernels hopper_kernels;  // not there where nothing was compiled for sm_90a
+
+// Null where the family was not compiled.
+const Kernels* kernels_of(Family family);
 
 // The whole calls. Tensors of p may have any dtype and strides of the contract; what a family cannot read as it lies is
 // brought into its form in the workspace by small kernels. The workspace is aligned to 1024 bytes.

@@ -1,0 +1,90 @@
+"""The operators where several backends share a device: kernels for torch that send a call on to the CUDA kernels, to
+Triton's or to the composition.
+
+`adapter` says with `on` what it has chosen, and an autograd node keeps that for its backward, which runs in another
+thread. For an operator that runs by itself, in a compiled graph or an exported program, the choice is made here.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from aim_fast import nvidia, ops, triton_backward, triton_forward
+from aim_fast.triton_device import load_class
+
+# (tensors as in `dispatch.Call`, dtype, skip, whether a train step is weighed) -> the name of a backend
+Choose = Callable[[Sequence[Tensor | None], torch.dtype, bool, bool], str]
+BACKENDS = ("cuda", "triton")  # that share a device
+
+
+class _Said(threading.local):
+    backend = ""
+
+
+_said = _Said()
+
+
+def on(backend: str, op: Callable[..., Any]) -> Callable[..., Any]:
+    """The operator for a call that a backend was chosen for. What is traced is chosen for again where it runs."""
+    if torch.compiler.is_compiling():
+        return op
+
+    def run(*arguments: Any) -> Any:
+        before, _said.backend = _said.backend, backend
+        try:
+            return op(*arguments)
+        finally:
+            _said.backend = before
+
+    return run
+
+
+def _cuda_plan(first: Tensor, w1: Tensor, w2: Tensor, dtype: torch.dtype, backward: bool) -> str:
+    H, D = w1.shape
+    load = load_class(dtype, first, w1, w2)
+    return nvidia.cuda_plan(first.get_device(), load, dtype, first.numel() // D, D, H, backward)
+
+
+def _cuda_forward(x, w1, b1, w2, b2, scale, row_scale, residual, activation, skip, alpha, dtype, keep_z):
+    plan = _cuda_plan(x, w1, w2, dtype, False)
+    call = (activation, skip, alpha, dtype, keep_z, plan)
+    return torch.ops.aim_fast.cuda_forward(x, w1, b1, w2, b2, scale, row_scale, residual, *call)
+
+
+def _cuda_backward(dy, x, z, w1, b1, w2, b2, scale, row_scale, activation, skip, alpha, dtype, x_dtype, needs):
+    plan = _cuda_plan(dy, w1, w2, dtype, True)
+    call = (activation, skip, alpha, dtype, x_dtype, needs, plan)
+    return torch.ops.aim_fast.cuda_backward(dy, x, z, w1, b1, w2, b2, scale, row_scale, *call)
+
+
+_FORWARD = {"cuda": _cuda_forward, "triton": triton_forward.forward, "eager": ops._forward_reference}
+_BACKWARD = {"cuda": _cuda_backward, "triton": triton_backward.backward, "eager": ops._backward_reference}
+
+
+def register(key: str, choose: Choose) -> torch.library.Library:
+    """Make these the operators' kernels for a dispatch key of torch, "CUDA" or "CPU", as long as the result lives.
+
+    choose: for calls that nobody has chosen for.
+    """
+
+    def forward(x, w1, b1, w2, b2, scale, row_scale, residual, activation, skip, alpha, dtype, keep_z):
+        tensors = (x, w1, b1, w2, b2, scale, row_scale, residual)
+        # z is kept for a backward.
+        backend = _said.backend or choose(tensors, dtype, skip, keep_z)
+        return _FORWARD[backend](*tensors, activation, skip, alpha, dtype, keep_z)
+
+    def backward(dy, x, z, w1, b1, w2, b2, scale, row_scale, activation, skip, alpha, dtype, x_dtype, needs):
+        tensors = (dy, w1, b1, w2, b2, scale, row_scale, None)
+        backend = _said.backend or choose(tensors, dtype, skip, True)
+        call = (activation, skip, alpha, dtype, x_dtype, needs)
+        return _BACKWARD[backend](dy, x, z, w1, b1, w2, b2, scale, row_scale, *call)
+
+    library = torch.library.Library("aim_fast", "IMPL")
+    library.impl("adapter_forward", forward, key)
+    library.impl("adapter_backward", backward, key)
+    return library

@@ -1,0 +1,46 @@
+// What the host and the row kernels on sm_90a share: the run-time half of a plan, and a call.
+#pragma once
+
+#include "cuda/rows.h"
+
+namespace aim_fast::cuda::hopper {
+
+// The pieces that everything is cut into.
+constexpr int kColumns = 64;                  // of D or H in a step: 128 bytes of T, the swizzle's span
+constexpr int kGroupRows = 64;                // of a consumer warpgroup: wgmma's M
+constexpr int kWarpRows = 16;                 // of them a warp's
+constexpr int kTileBytes = kGroupRows * 128;  // what one box of TMA lays down for a consumer
+constexpr int kBlockBytes = kWarpRows * 128;  // a warp's part of it
+
+// Work is dealt out in items: a block of rows, and a part of the second product's columns.
+struct RowsGrid {
+  int consumers;  // of 64 rows, in a CTA
+  int cluster;    // CTAs that share the weights' tiles: 1 or 2
+  int parts;      // of the second product's columns, each an item of its own that forms z again
+};
+
+struct RowsCall {
+  // Forward: x, y, z written. K1: dy, dx, z read. w1 and w2 come in halves of a step, one a CTA of a cluster of two.
+  ptx::TensorMap input, w1, w2, out, z, dz, h, dy;
+  Array b1, b2, scale;  // scale: [1] or, wide, [D]
+  DeviceRows row_scale, residual, out_rows;
+  bool wide_scale, skip;
+  float alpha;
+  Activation activation;
+  bool second;                            // y or dx is wanted
+  bool out_by_map;                        // TMA stores it; else it is written through out_rows
+  bool keep_z, keep_dz, keep_h, keep_dy;  // written besides
+  uint32_t M;
+  int steps;  // D / 64
+  int items;  // of a cluster
+  int kept;   // input tiles that the second product finds still in the ring
+  RowsGrid grid;
+};
+
+// Instantiated under instances/ for both types and every H. ctas: a multiple of the cluster; returns a cudaError_t.
+template <class T, int H>
+int launch_rows_forward(RowsCall call, bool float_input, int ctas, void* stream);
+template <class T, int H>
+int launch_rows_backward(RowsCall call, bool float_input, int ctas, void* stream);
+
+}  // namespace aim_fast::cuda::hopper

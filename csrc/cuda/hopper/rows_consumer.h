@@ -1,0 +1,332 @@
+// A consumer warpgroup of the row kernels: 64 rows through both products, the hidden block between them in registers.
+#pragma once
+
+#include "cuda/activation.h"
+#include "cuda/hopper/rows_output.h"
+
+namespace aim_fast::cuda::hopper {
+
+template <class Plan>
+class Consumer {
+  using T = typename Plan::T;
+  static constexpr int H = Plan::H;
+  static constexpr bool kBackward = Plan::kBackward;
+  // wgmma is at most 256 columns wide; H = 320 is an accumulator of two.
+  static constexpr int kWide = std::min(H, 256), kRest = H - kWide;
+
+ public:
+  AIM_DEVICE Consumer(const RowsCall& call, uint8_t* memory, uint32_t rank)
+      : call_(call),
+        memory_(memory),
+        ring_{ptx::shared_address(memory)},
+        rank_(rank),
+        lane_(threadIdx.x % 32),
+        group_(threadIdx.x / 128),
+        warp_(threadIdx.x / 32 % 4),
+        staging_(memory + Plan::kStaging + (group_ * 4 + warp_) * 2 * kBlockBytes,
+                 reinterpret_cast<char**>(memory + Plan::kAddresses) + (group_ * 4 + warp_) * 2 * kWarpRows, lane_) {}
+
+  AIM_DEVICE void run(int first, int stride) {
+    scale_ = call_.alpha;
+    if (call_.scale && !call_.wide_scale) scale_ *= load_float(call_.scale.data, call_.scale.dtype, 0);
+#pragma unroll 1
+    for (int i = first; i < call_.items; i += stride) {
+      const Item item = item_of(call_, i, rank_);
+      begin(item);
+      float z[H / 2];              // [64, H]; dh in the backward
+      uint32_t hidden[H / 16][4];  // the same rounded, as the second product's operand; dz in the backward
+      if constexpr (Plan::kFloatInput) {
+        first_product_of_floats(z, item);
+      } else {
+        first_product(z);
+      }
+      if constexpr (kBackward) {
+        backward_hidden(z, hidden, item);
+      } else {
+        forward_hidden(z, hidden, item);
+      }
+      if (item.count) second_product(hidden, item);
+    }
+    if (lane_ == 0) ptx::bulk_wait_read<0>();  // shared memory is read until then
+    __syncwarp();
+  }
+
+ private:
+  AIM_DEVICE void begin(const Item& item) {
+    const uint32_t row = item.row + group_ * kGroupRows + warp_ * kWarpRows;
+    staging_.locate(call_.out_rows, call_.residual, row, call_.M);
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      const uint32_t m = std::min(row + pair_row(lane_, half), call_.M - 1);
+      const DeviceRows& rows = call_.row_scale;
+      row_scale_[half] = rows ? load_float(rows.row(m), rows.dtype, 0) : 1.f;
+      factor_[half] = scale_ * row_scale_[half];
+    }
+  }
+
+  // z [64, H] (+)= a [64, 16] by columns 16 k to 16 k + 15 of the weights in a stage.
+  template <class A>
+  AIM_DEVICE static void multiply_first(float (&z)[H / 2], const A& a, uint32_t weights, int k, int keep) {
+    auto& wide = reinterpret_cast<float (&)[kWide / 2]>(z[0]);
+    multiply_first<kWide>(wide, a, weights, k, keep);
+    if constexpr (kRest > 0) {
+      auto& rest = reinterpret_cast<float (&)[kRest / 2]>(z[kWide / 2]);
+      multiply_first<kRest>(rest, a, weights + kWide * 128, k, keep);
+    }
+  }
+  template <int N, class A>
+  AIM_DEVICE static void multiply_first(float (&z)[N / 2], const A& a, uint32_t weights, int k, int keep) {
+    // w1's tile is [H, 64], K-major; w2's is [64, H] in blocks of 64 columns, MN-major.
+    const uint64_t b =
+        kBackward ? ptx::descriptor_mn_major(weights, kTileBytes) + 128 * k : ptx::descriptor_k_major(weights) + 2 * k;
+    if constexpr (std::is_same_v<A, uint64_t>) {
+      ptx::Wgmma<N, T, false, kBackward>::ss(z, a, b, keep);
+    } else {
+      ptx::Wgmma<N, T, false, kBackward>::rs(z, a, b, keep);
+    }
+  }
+
+  AIM_DEVICE void first_product(float (&z)[H / 2]) {
+    // The first step apart: with a constant 0 for `keep` ptxas sees that nothing of the item before is needed.
+    first_step<true>(z);
+    int last = ring_.stage;
+    ring_.advance();
+#pragma unroll 1
+    for (int k = 1; k < call_.steps; ++k) {
+      first_step<false>(z);
+      ptx::wgmma_wait<1>();
+      release(last);
+      last = ring_.stage;
+      ring_.advance();
+    }
+    ptx::wgmma_wait<0>();
+    ptx::wgmma_landed(z);
+    release(last);
+  }
+
+  template <bool kFirst>
+  AIM_DEVICE void first_step(float (&z)[H / 2]) {
+    ring_.wait_full();
+    const uint64_t a = ptx::descriptor_k_major(ring_.input(ring_.stage) + group_ * Plan::kInputBytes);
+    ptx::wgmma_fence();
+#pragma unroll
+    for (int k = 0; k < 4; ++k) multiply_first(z, uint64_t{a + 2 * k}, ring_.other(ring_.stage), k, !kFirst || k > 0);
+    ptx::wgmma_commit();
+  }
+
+  // fp32 rows are rounded on their way into the operand registers, those of a step while the step before is multiplied.
+  AIM_DEVICE void first_product_of_floats(float (&z)[H / 2], const Item& item) {
+    const bool keep_dy = kBackward && call_.keep_dy && item.leads;
+    uint32_t a[4][4];
+    ring_.wait_full();
+    round_input(a, 0, keep_dy);
+    multiply_registers<true>(z, a);
+    int last = ring_.stage;
+    ring_.advance();
+#pragma unroll 1
+    for (int k = 1; k < call_.steps; ++k) {
+      uint32_t next[4][4];
+      ring_.wait_full();
+      round_input(next, k, keep_dy);
+      ptx::wgmma_wait<0>();
+      release(last);
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+        ptx::operand_read(a[i]);
+#pragma unroll
+        for (int q = 0; q < 4; ++q) a[i][q] = next[i][q];
+      }
+      multiply_registers<false>(z, a);
+      last = ring_.stage;
+      ring_.advance();
+    }
+    ptx::wgmma_wait<0>();
+    ptx::wgmma_landed(z);
+    release(last);
+  }
+
+  AIM_DEVICE void round_input(uint32_t (&a)[4][4], int step, bool keep_dy) {
+    const InputBlock<Plan> input = input_block(ring_.stage);
+#pragma unroll
+    for (int j = 0; j < 4; ++j) {
+      float2 v[4];
+      input.read(j, v);
+#pragma unroll
+      for (int q = 0; q < 4; ++q) a[j][q] = ptx::pack<T>(v[q].x, v[q].y);
+    }
+    if (keep_dy) {
+      staging_.acquire();
+#pragma unroll
+      for (int j = 0; j < 4; ++j) staging_.put(j, a[j]);
+      staging_.send(call_.dy, step * kColumns);
+    }
+  }
+
+  template <bool kFirst>
+  AIM_DEVICE void multiply_registers(float (&z)[H / 2], const uint32_t (&a)[4][4]) {
+    ptx::wgmma_fence();
+#pragma unroll
+    for (int k = 0; k < 4; ++k) multiply_first(z, a[k], ring_.other(ring_.stage), k, !kFirst || k > 0);
+    ptx::wgmma_commit();
+  }
+
+  // z += b1, stored if wanted; hidden = act(z).
+  AIM_DEVICE void forward_hidden(const float (&z)[H / 2], uint32_t (&hidden)[H / 16][4], const Item& item) {
+    const bool keep = call_.keep_z && item.leads;
+#pragma unroll
+    for (int chunk = 0; chunk < Plan::kChunks; ++chunk) {
+      if (keep) staging_.acquire();
+#pragma unroll
+      for (int j = 0; j < 4; ++j) {
+        const int g = chunk * 4 + j;
+        float v[8];
+        float2 b[2] = {};
+        if (call_.b1) load_columns(b, call_.b1, g * 16, lane_);
+#pragma unroll
+        for (int q = 0; q < 4; ++q) {
+          v[2 * q] = z[g * 8 + 2 * q] + b[q / 2].x;
+          v[2 * q + 1] = z[g * 8 + 2 * q + 1] + b[q / 2].y;
+        }
+        if (keep) {
+          uint32_t r[4];
+          pack(r, v);
+          staging_.put(j, r);
+        }
+        activate(call_.activation, v);
+        pack(hidden[g], v);
+      }
+      if (keep) staging_.send(call_.z, chunk * kColumns);
+    }
+  }
+
+  // dh *= factor; hidden = dz = dh * act'(z), and h = row_scale * act(z), each stored if wanted.
+  AIM_DEVICE void backward_hidden(const float (&dh)[H / 2], uint32_t (&hidden)[H / 16][4], const Item& item) {
+    const bool keep_dz = call_.keep_dz && item.leads, keep_h = call_.keep_h && item.leads;
+#pragma unroll
+    for (int chunk = 0; chunk < Plan::kChunks; ++chunk) {
+      uint32_t z[4][4];
+      ring_.wait_full();
+      const uint8_t* block = memory_ + (ring_.other(ring_.stage) - ring_.shared) + block_offset(kTileBytes);
+#pragma unroll
+      for (int j = 0; j < 4; ++j) ptx::ldmatrix_x4(z[j], block + fragment(lane_, j));
+      release(ring_.stage);
+      ring_.advance();
+#pragma unroll
+      for (int j = 0; j < 4; ++j) {
+        const int g = chunk * 4 + j;
+        float h[8], d[8];
+#pragma unroll
+        for (int q = 0; q < 4; ++q) {
+          h[2 * q] = ptx::low<T>(z[j][q]);
+          h[2 * q + 1] = ptx::high<T>(z[j][q]);
+          d[2 * q] = factor_[q % 2] * dh[g * 8 + 2 * q];
+          d[2 * q + 1] = factor_[q % 2] * dh[g * 8 + 2 * q + 1];
+        }
+        activate_backward(call_.activation, h, d);
+#pragma unroll
+        for (int i = 0; i < 8; ++i) h[i] *= row_scale_[i / 2 % 2];
+        pack(hidden[g], d);
+        pack(z[j], h);
+      }
+      if (keep_dz) {
+        staging_.acquire();
+#pragma unroll
+        for (int j = 0; j < 4; ++j) staging_.put(j, hidden[chunk * 4 + j]);
+        staging_.send(call_.dz, chunk * kColumns);
+      }
+      if (keep_h) {
+        staging_.acquire();
+#pragma unroll
+        for (int j = 0; j < 4; ++j) staging_.put(j, z[j]);
+        staging_.send(call_.h, chunk * kColumns);
+      }
+    }
+  }
+
+  AIM_DEVICE static void pack(uint32_t (&r)[4], const float (&v)[8]) {
+#pragma unroll
+    for (int q = 0; q < 4; ++q) r[q] = ptx::pack<T>(v[2 * q], v[2 * q + 1]);
+  }
+
+  // Two steps at a time, the second multiplied while the first is written out; nothing is in flight over the back edge,
+  // where ptxas would serialise it (C7514). An odd last step is multiplied twice rather than compiled twice.
+  AIM_DEVICE void second_product(const uint32_t (&hidden)[H / 16][4], const Item& item) {
+    Output<Plan> output(call_, staging_, lane_);
+#pragma unroll 1
+    for (int i = 0; i < item.count; i += 2) {
+      const bool pair = i + 1 < item.count;
+      const int column_0 = column_of<Plan>(call_, item, i) * kColumns;
+      const int column_1 = column_of<Plan>(call_, item, i + 1) * kColumns;
+      float o[2][32];
+      const int stage_0 = ring_.stage;
+      ring_.wait_full();
+      multiply_second(o[0], hidden, stage_0);
+      ring_.advance();
+      int stage_1 = stage_0;
+      if (pair) {
+        stage_1 = ring_.stage;
+        ring_.wait_full();
+        ring_.advance();
+      }
+      multiply_second(o[1], hidden, stage_1);
+      const bool fetched = output.residual_staged();
+      if (fetched) {
+        staging_.template acquire<true>();
+        staging_.fetch_residual(column_0, 0);
+        staging_.fetch_residual(pair ? column_1 : column_0, 1);
+      }
+      if (!pair) ptx::wgmma_wait<0>();  // both read the stage that is released now
+      ptx::wgmma_wait<1>();
+      ptx::wgmma_landed(o[0]);
+      if (fetched) {
+        ptx::cp_async_wait<1>();
+        __syncwarp();
+      }
+      output.write(o[0], column_0, factor_, input_block(stage_0), [&] { release(stage_0); });
+      ptx::wgmma_wait<0>();
+      ptx::wgmma_landed(o[1]);
+      if (fetched) {
+        ptx::cp_async_wait<0>();
+        __syncwarp();
+      }
+      if (pair) output.write(o[1], column_1, factor_, input_block(stage_1), [&] { release(stage_1); });
+    }
+  }
+
+  // o [64, 64] = hidden by the weights in a stage.
+  AIM_DEVICE void multiply_second(float (&o)[32], const uint32_t (&hidden)[H / 16][4], int stage) {
+    const uint32_t weights = ring_.other(stage);
+    ptx::wgmma_fence();
+#pragma unroll
+    for (int k = 0; k < H / 16; ++k) {
+      // w1's tile is [H, 64], MN-major; w2's is [64, H] in blocks of 64 columns, K-major.
+      const uint64_t b = kBackward ? ptx::descriptor_mn_major(weights, kTileBytes) + 128 * k
+                                   : ptx::descriptor_k_major(weights + k / 4 * kTileBytes) + 2 * (k % 4);
+      ptx::Wgmma<kColumns, T, false, kBackward>::rs(o, hidden[k], b, k > 0);
+    }
+    ptx::wgmma_commit();
+  }
+
+  // Where this warp's rows begin among tiles of so many bytes, one a consumer.
+  AIM_DEVICE int block_offset(int tile_bytes) const { return group_ * tile_bytes + warp_ * kBlockBytes; }
+  AIM_DEVICE InputBlock<Plan> input_block(int stage) const {
+    return {memory_ + stage * Plan::kStageBytes + block_offset(Plan::kInputBytes), lane_};
+  }
+
+  // This warp is done with a stage: tells every producer that writes into it.
+  AIM_DEVICE void release(int stage) {
+    __syncwarp();
+    if (lane_ < call_.grid.cluster) ptx::mbarrier_arrive_cluster(ptx::map_to_rank(ring_.empty(stage), lane_));
+  }
+
+  const RowsCall& call_;
+  uint8_t* const memory_;
+  Ring<Plan> ring_;
+  const uint32_t rank_;
+  const int lane_, group_, warp_;
+  Staging staging_;
+  float scale_;                     // alpha, and the scale if it is one number
+  float row_scale_[2], factor_[2];  // of this thread's two rows; times scale_
+};
+
+}  // namespace aim_fast::cuda::hopper

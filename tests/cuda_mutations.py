@@ -1,0 +1,109 @@
+"""Faults for mutate.py in the CUDA kernels, whose tests run them emulated, and in the emulator: data only."""
+
+from __future__ import annotations
+
+_ALL = ("tests/test_cuda_numerics.py",)
+_EMULATOR = ("tests/test_emulator.py",)
+_CONSUMER, _PRODUCER = "csrc/cuda/hopper/rows_consumer.h", "csrc/cuda/hopper/rows_producer.h"
+_STAGING, _OUTPUT = "csrc/cuda/hopper/rows_staging.h", "csrc/cuda/hopper/rows_output.h"
+_RING, _ROWS = "csrc/cuda/hopper/rows_ring.h", "csrc/cuda/hopper/rows_kernel.h"
+_COLUMNS, _LAYOUT, _SUM = "csrc/cuda/hopper/columns_kernel.h", "csrc/cuda/hopper/columns_layout.h", "csrc/cuda/sum.cu"
+_TILE, _TILES = "csrc/cuda/ampere/rows_tile.h", "csrc/cuda/ampere/tiles.h"
+_FORWARD, _BACKWARD = "csrc/cuda/ampere/rows_forward.h", "csrc/cuda/ampere/rows_backward.h"
+_AMPERE_COLUMNS = "csrc/cuda/ampere/columns.h"
+_ACTIVATION = "csrc/cuda/activation.h"
+
+# name, file, what stands there once, what is put there, the tests that must see it
+# fmt: off
+_KERNELS = (
+    # sm_90a, row kernels: the ring between TMA and wgmma.
+    ("rows_release_early", _CONSUMER, "      ptx::wgmma_wait<1>();\n      release(last);", "      release(last);\n      ptx::wgmma_wait<1>();"),
+    ("rows_first_product_not_waited_for", _CONSUMER,
+     "    ptx::wgmma_wait<0>();\n    ptx::wgmma_landed(z);\n    release(last);\n  }\n\n  template", "    release(last);\n  }\n\n  template"),
+    ("rows_no_wgmma_fence", _CONSUMER, "    ptx::wgmma_fence();\n#pragma unroll\n    for (int k = 0; k < 4; ++k) multiply_first(z, uint64_t",
+     "#pragma unroll\n    for (int k = 0; k < 4; ++k) multiply_first(z, uint64_t"),
+    ("rows_k_step_of_a_k_major_tile", _CONSUMER, "ptx::descriptor_k_major(weights) + 2 * k;", "ptx::descriptor_k_major(weights) + 4 * k;"),
+    ("rows_k_step_of_an_mn_major_tile", _CONSUMER, "ptx::descriptor_mn_major(weights, kTileBytes) + 128 * k : ",
+     "ptx::descriptor_mn_major(weights, kTileBytes) + 2 * k : "),
+    ("rows_block_of_an_mn_major_tile", _CONSUMER, "kBackward ? ptx::descriptor_mn_major(weights, kTileBytes) + 128 * k : ",
+     "kBackward ? ptx::descriptor_mn_major(weights, 1024) + 128 * k : "),
+    ("rows_second_accumulator_in_flight", _CONSUMER, "      ptx::wgmma_wait<1>();\n      ptx::wgmma_landed(o[0]);", "      ptx::wgmma_landed(o[0]);"),
+    ("rows_input_released_before_read", _CONSUMER, "      output.write(o[0], column_0, factor_, input_block(stage_0), [&] { release(stage_0); });",
+     "      release(stage_0);\n      output.write(o[0], column_0, factor_, input_block(stage_0), [] {});"),
+    ("rows_odd_step_released_in_flight", _CONSUMER, "if (!pair) ptx::wgmma_wait<0>();", ""),
+    ("rows_z_released_before_read", _CONSUMER,
+     "#pragma unroll\n      for (int j = 0; j < 4; ++j) ptx::ldmatrix_x4(z[j], block + fragment(lane_, j));\n      release(ring_.stage);",
+     "      release(ring_.stage);\n#pragma unroll\n      for (int j = 0; j < 4; ++j) ptx::ldmatrix_x4(z[j], block + fragment(lane_, j));"),
+    ("rows_b1_missing", _CONSUMER, "if (call_.b1) load_columns(b, call_.b1, g * 16, lane_);", ""),
+    ("rows_row_scale_of_another_row", _CONSUMER, "h[i] *= row_scale_[i / 2 % 2];", "h[i] *= row_scale_[i % 2];"),
+    ("rows_factor_of_another_row", _CONSUMER, "d[2 * q] = factor_[q % 2]", "d[2 * q] = factor_[q / 2]"),
+    ("rows_residual_not_waited_for", _CONSUMER, "        ptx::cp_async_wait<1>();\n        __syncwarp();", ""),
+    ("rows_stores_not_waited_for", _CONSUMER, "if (lane_ == 0) ptx::bulk_wait_read<0>();", ""),
+    ("rows_no_proxy_fence", _STAGING, "    ptx::fence_proxy_async();\n", ""),
+    ("rows_staging_overtaken", _STAGING, "kBoth ? 0 : 1", "kBoth ? 0 : 2"),
+    ("rows_staging_not_acquired", _OUTPUT, "if (!direct && !residual_staged()) staging_.acquire();", ""),
+    ("rows_staging_swizzle", _STAGING, "(chunk ^ (row & 7)) << 4", "(chunk ^ (row & 3)) << 4"),
+    ("rows_residual_of_another_row", _STAGING, "return addresses_[kWarpRows + row];", "return addresses_[kWarpRows + (row ^ 1)];"),
+    ("rows_beyond_the_last_written", _STAGING, "if (inside(row)) *reinterpret_cast<uint4*>", "*reinterpret_cast<uint4*>"),
+    ("rows_too_few_bytes_expected", _PRODUCER, "take(call_.grid.consumers * Plan::kInputBytes + Plan::kWeightBytes);",
+     "take(call_.grid.consumers * Plan::kInputBytes);"),
+    ("rows_multicast_to_itself", _PRODUCER, "full, x, y, 3);", "full, x, y, 1 << rank_);"),
+    ("rows_halves_of_the_weights", _PRODUCER, "return call_.grid.cluster == 2 ? rank_ : 0;", "return 0;"),
+    ("rows_producer_does_not_wait", _PRODUCER, "    ring_.wait_empty();\n", ""),
+    ("rows_skip_tile_not_fetched", _PRODUCER, "i >= call_.kept;", "i > call_.kept;"),
+    ("rows_wrong_phase", _RING, "ptx::mbarrier_wait(empty(stage), phase ^ 1);", "ptx::mbarrier_wait(empty(stage), phase);"),
+    ("rows_phase_kept", _RING, "      stage = 0;\n      phase ^= 1;", "      stage = 0;"),
+    ("rows_kept_columns_in_wrong_order", _RING, "(kBetween + i) % Plan::kStages", "i % Plan::kStages"),
+    ("rows_parts_of_the_columns", _RING, "end = (part + 1) * call.steps / grid.parts;", "end = (part + 1) * (call.steps / grid.parts);"),
+    ("rows_cta_leaves_early", _ROWS, "  if (cluster > 1) ptx::cluster_sync();\n#endif", "#endif"),
+    ("rows_released_by_one_cta", _ROWS, "4 * consumers * cluster", "4 * consumers"),
+    ("rows_no_barrier_fence", _ROWS, "    ptx::fence_mbarrier_init();\n", ""),
+    ("rows_b2_of_another_column", _OUTPUT, "add(v, {c[0], c[0], c[1], c[1]});", "add(v, {c[0], c[1], c[0], c[1]});"),
+    ("rows_scale_of_another_column", _OUTPUT, "v[q].x * c[q / 2].x", "v[q].x * c[q / 2].y"),
+    ("rows_last_row_of_fp32", _OUTPUT, "      if (!staging_.inside(row)) continue;\n", ""),
+    # sm_90a, the products over rows.
+    ("columns_release_early", _COLUMNS, "    ptx::wgmma_wait<1>();\n    ring.release(last);", "    ring.release(last);\n    ptx::wgmma_wait<1>();"),
+    ("columns_last_not_waited_for", _COLUMNS, "  ptx::wgmma_wait<0>();\n", ""),
+    ("columns_descriptor", _COLUMNS, "ptx::descriptor_mn_major(b, Layout::kBoxBytes)", "ptx::descriptor_mn_major(b, 1024)"),
+    ("columns_not_transposed", _COLUMNS, "ptx::Wgmma<kWidth, T, true, true>", "ptx::Wgmma<kWidth, T, false, true>"),
+    ("columns_first_step_added", _COLUMNS, "!(first && k == 0)", "1"),
+    ("columns_swizzle_of_the_sums", _COLUMNS, "column % 64 / 8 ^ row % 8", "column % 64 / 8 ^ row % 4"),
+    ("columns_factor_missing", _COLUMNS, "const float factor = factors ? factors[ring.stage * kStepRows + row] : 1.f;", "const float factor = 1.f;"),
+    ("columns_summing_warps_not_counted", _COLUMNS, " + kSumThreads / 32 * summing", ""),
+    ("columns_cta_leaves_early", _COLUMNS, "  if constexpr (Layout::kCluster > 1) ptx::cluster_sync();\n#endif", "#endif"),
+    ("columns_sums_do_not_wait", _COLUMNS, "    ptx::mbarrier_wait(ring.full(), ring.phase);\n    if (mine)", "    if (mine)"),
+    ("columns_ranges_overlap", _LAYOUT, "(out.split + 1) / call.splits);", "(out.split + 1) / call.splits) + (out.split + 1 < call.splits);"),
+    ("sum_without_the_last_range", _SUM, "for (int split = 0; split < sum.splits; ++split)", "for (int split = 0; split < sum.splits - 1; ++split)"),
+    ("sum_dw2_not_turned", _SUM, "const float value = tile[x][row];", "const float value = tile[row][x];"),
+    ("sum_no_barrier", _SUM, "  __syncthreads();\n  const int64_t h = h0 + x;", "  const int64_t h = h0 + x;"),
+    ("sum_db2_without_factor", _SUM, "sum.db2.dtype, d, sum.factor(d) * total", "sum.db2.dtype, d, total"),
+    # sm_80 and up.
+    ("ampere_copies_not_waited_for", _TILE, "ptx::cp_async_wait<kStages - 2>();", "ptx::cp_async_wait<kStages - 1>();"),
+    ("ampere_no_barrier", _TILE, "    __syncthreads();\n    fill<kStep>();", "    fill<kStep>();"),
+    ("ampere_staging_not_synchronised", _TILE, "      __syncwarp();\n#pragma unroll\n      for (int j = 0; j < kGroup / 8; ++j) {\n        const uint32_t to = float",
+     "#pragma unroll\n      for (int j = 0; j < kGroup / 8; ++j) {\n        const uint32_t to = float"),
+    ("ampere_residual_of_another_row", _TILE, "load_piece(row.residual,", "load_piece(row_of_half(0).residual,"),
+    ("ampere_b2_missing", _TILE, "          unpack(addends.bias, call.b2.dtype, other);\n          add(values, other);\n", ""),
+    ("ampere_last_rows_written", _TILE, "if (!row.inside || column >= call.D) continue;\n      float other", "if (column >= call.D) continue;\n      float other"),
+    ("ampere_parts_overlap", _TILE, "first_group = static_cast<int>(blockIdx.y) * part;", "first_group = static_cast<int>(blockIdx.y) * (part - 1);"),
+    ("ampere_fragment_columns", _TILES, "column / kChunk + lane / 16));", "column / kChunk + lane / 8 % 2));"),
+    ("ampere_b1_of_another_column", _FORWARD, "(i % 2 ? bias.y : bias.x)", "(i % 2 ? bias.x : bias.y)"),
+    ("ampere_factor_of_another_row", _BACKWARD, "* factor[i % 4 / 2];", "* factor[i % 2];"),
+    ("ampere_range_one_short", _AMPERE_COLUMNS, "to = from + call.range;", "to = from + call.range - 1;"),
+    ("ampere_sums_without_row_scale", _AMPERE_COLUMNS, "sum.x = fmaf(ptx::low<T>(both), scale, sum.x);", "sum.x = fmaf(ptx::low<T>(both), 1.f, sum.x);"),
+    # All of them.
+    ("activation_coefficient", _ACTIVATION, "-0.254989764f", "-0.25f"),
+    ("activation_slope", _ACTIVATION, "dh *= fmaf(z, density, law);", "dh *= law;"),
+    ("activation_quick_gelu", _ACTIVATION, "1.702f", "1.7f"),
+)
+_OF_THE_EMULATOR = (
+    ("emulator_swizzle", "tests/emulator/tma.h", "{0, 7, 3, 1}", "{0, 7, 1, 1}"),
+    ("emulator_no_poison", "tests/emulator/wgmma.h", "  if (cfg.async == EAGER) return;\n  std::fill_n", "  return;\n  std::fill_n"),
+    ("emulator_proxy_fence_of_others", "tests/emulator/shared_memory.h", "++fences_[thread];", "for (uint32_t& fences : fences_) ++fences;"),
+    ("emulator_multicast_bytes", "tests/emulator/tma.h", "map_to_rank(barrier, rank), x, y);", "barrier, x, y);"),
+    ("emulator_transposed_operand", "tests/emulator/wgmma.h", "(TB ? b[k][n + i] : b[k + i][n])", "b[k + i][n]"),
+    ("emulator_stale_fault", "tests/emulator/launch.h", "std::exchange(thread_error, {})", "thread_error"),
+)
+# fmt: on
+
+ROWS = tuple((*row, _ALL) for row in _KERNELS) + tuple((*row, _EMULATOR) for row in _OF_THE_EMULATOR)
