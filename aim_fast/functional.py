@@ -73,7 +73,10 @@ def adapter(
         if parallel.on_mesh(x, w1, w2, residual, scale):
             return parallel.adapter(x, w1, b1, w2, b2, activation, skip, scale, row_scale, residual, recompute)
     dtype = compute_dtype(x, w1, b1, w2, b2)
-    alpha, scale_tensor = (1.0, scale) if isinstance(scale, Tensor) else (float(scale), None)
+    if type(scale) is not float and isinstance(scale, Tensor):  # isinstance is slow to say no
+        alpha, scale_tensor = 1.0, scale
+    else:
+        alpha, scale_tensor = float(scale), None
     call = (x, w1, b1, w2, b2, scale_tensor, row_scale, residual, activation, skip, alpha, dtype, recompute)
     # An exported program keeps the call whole: it is differentiable, and the backend is chosen where the program runs.
     return ops.adapter_exported(*call) if _is_exporting() else _run(*call)
@@ -82,7 +85,7 @@ def adapter(
 def _run(x, w1, b1, w2, b2, scale_tensor, row_scale, residual, activation, skip, alpha, dtype, recompute):
     """`adapter` once its arguments are checked, its dtype is known and its scale is split."""
     tensors = (x, w1, b1, w2, b2, scale_tensor, row_scale, residual)
-    backend = dispatch.choose(dispatch.Call(x.device.type, tensors, dtype, skip))
+    backend = dispatch.choose(dispatch.Call(device_type(x), tensors, dtype, skip))
     if backend == "eager":
         return reference.composition(
             x,
@@ -104,17 +107,16 @@ def _run(x, w1, b1, w2, b2, scale_tensor, row_scale, residual, activation, skip,
         residual = None if residual is None else residual.reshape(x.shape)
         rows = (x, w1, b1, w2, b2, scale_tensor, row_scale, residual)
         return _run(*rows, activation, skip, alpha, dtype, recompute).view(shape)
-    if x.stride(-1) != 1 and x.shape[-1] != 1:
+    if not x.is_contiguous() and x.stride(-1) != 1 and x.shape[-1] != 1:
         x = x.contiguous()
     if residual is not None and residual.stride(-1) != 1 and residual.shape[-1] != 1:
         residual = residual.contiguous()
-    if not (torch.is_grad_enabled() and _any_requires_grad(tensors)):
+    through_z = torch.is_grad_enabled() and _any_requires_grad((x, w1, b1, w2, scale_tensor))
+    if not (through_z or (torch.is_grad_enabled() and _any_requires_grad((b2, row_scale, residual)))):
         if backend == "cpu" and not torch.compiler.is_compiling() and packed.is_kept(w1, w2):
             return packed.forward(x, w1, b1, w2, b2, scale_tensor, row_scale, residual, activation, skip, alpha, dtype)
-        return ops.adapter_forward(
-            x, w1, b1, w2, b2, scale_tensor, row_scale, residual, activation, skip, alpha, dtype, False
-        )[0]
-    through_z = _any_requires_grad((x, w1, b1, w2, scale_tensor))
+        call = (activation, skip, alpha, ops.NUMBER_OF[dtype])
+        return ops.adapter_forward(x, w1, b1, w2, b2, scale_tensor, row_scale, residual, *call, False)[0]
     keep_z = through_z and not recompute
     keep_x = w1.requires_grad or (through_z and recompute)
     # x as it is multiplied, and as eager keeps it, where that is narrower.
@@ -155,10 +157,23 @@ def explain(
     return dispatch.select(dispatch.Call(x.device.type, tensors, dtype, skip))
 
 
+def device_type(x: Tensor) -> str:
+    """x.device.type, which takes five times as long on the CPU."""
+    return "cpu" if x.is_cpu else x.device.type
+
+
 def compute_dtype(x: Tensor, w1: Tensor, b1: Tensor | None, w2: Tensor, b2: Tensor | None) -> torch.dtype:
     """The dtype of the products: autocast's when it is on, else the promotion; float64 stays, as in nn.Linear."""
-    dtype = reference.promoted(x, w1, b1, w2, b2)
-    device = x.device.type
+    dtype = x.dtype
+    # Mostly they are one; to find that out here is half the time of a call for it.
+    if not (
+        w1.dtype is dtype
+        and w2.dtype is dtype
+        and (b1 is None or b1.dtype is dtype)
+        and (b2 is None or b2.dtype is dtype)
+    ):
+        dtype = reference.promoted(x, w1, b1, w2, b2)
+    device = device_type(x)
     if dtype is torch.float64 or not (device in _WITH_AUTOCAST or torch.amp.is_autocast_available(device)):
         return dtype
     return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else dtype
@@ -169,9 +184,8 @@ class _Adapter(torch.autograd.Function):
 
     @staticmethod
     def forward(x, w1, b1, w2, b2, scale, row_scale, residual, narrow, activation, skip, alpha, dtype, keep_x, keep_z):
-        return ops.adapter_forward(
-            x, w1, b1, w2, b2, scale, row_scale, residual, activation, skip, alpha, dtype, keep_z
-        )
+        call = (activation, skip, alpha, ops.NUMBER_OF[dtype])
+        return ops.adapter_forward(x, w1, b1, w2, b2, scale, row_scale, residual, *call, keep_z)
 
     @staticmethod
     def setup_context(ctx, inputs, output):
@@ -180,7 +194,8 @@ class _Adapter(torch.autograd.Function):
         kept = x if narrow is None else narrow
         ctx.save_for_backward(kept if keep_x else None, z if keep_z else None, w1, b1, w2, b2, scale, row_scale)
         ctx.call = (activation, skip, alpha, dtype, x.dtype)
-        ctx.residual_dtype = None if residual is None else residual.dtype
+        if residual is not None:
+            ctx.residual_dtype = residual.dtype
         ctx.y_shape = y.shape
         ctx.set_materialize_grads(False)
 
@@ -204,7 +219,9 @@ class _Adapter(torch.autograd.Function):
             needs = sum(1 << i for i, want in enumerate(wanted) if want)
             if dy.stride(-1) != 1 and dy.shape[-1] != 1:
                 dy = dy.contiguous()
-            results = ops.adapter_backward(dy, x, z, w1, b1, w2, b2, scale, row_scale, *ctx.call, needs)
+            activation, skip, alpha, *dtypes = ctx.call
+            call = (activation, skip, alpha, *[ops.NUMBER_OF[dtype] for dtype in dtypes])
+            results = ops.adapter_backward(dy, x, z, w1, b1, w2, b2, scale, row_scale, *call, needs)
             grads = [g if want else None for g, want in zip(results, wanted, strict=True)]
         return *grads, None, dresidual, *(None,) * 7
 
