@@ -53,11 +53,13 @@ def check_arguments(
     """Raise TypeError or ValueError unless the arguments make one call of the operator (shapes as in `adapter`)."""
     if not isinstance(x, Tensor):
         raise TypeError(f"adapter: x is a {type(x).__name__}; expected a torch.Tensor")
-    scale_tensor = scale if type(scale) is not float and isinstance(scale, Tensor) else None
-    if scale_tensor is None and (isinstance(scale, bool) or not isinstance(scale, (int, float))):
-        raise TypeError(
-            f"adapter: scale is a {type(scale).__name__}; expected a float, or a tensor of shape [1] or [D]"
-        )
+    scale_tensor = None
+    if type(scale) is not float:  # isinstance is slow to say no
+        scale_tensor = scale if isinstance(scale, Tensor) else None
+        if scale_tensor is None and (isinstance(scale, bool) or not isinstance(scale, (int, float))):
+            raise TypeError(
+                f"adapter: scale is a {type(scale).__name__}; expected a float, or a tensor of shape [1] or [D]"
+            )
     # By position and without a dict: this runs at every call, and a call on one row takes a few microseconds.
     device, values = x.device, (x, w1, w2, b1, b2, row_scale, residual, scale_tensor)
     for value in values:
