@@ -142,12 +142,10 @@ _HALF_OR_FLOAT = (torch.float32, torch.bfloat16, torch.float16)
 
 
 def _half_or_float(call: Call) -> bool:
-    if call.dtype not in _HALF_OR_FLOAT:  # of the products, so of x and the weights: no wider one is among them
-        return False
-    for t in call.tensors[5:]:  # noqa: SIM110, a generator costs more
+    for t in call.tensors:
         if t is not None and t.dtype not in _HALF_OR_FLOAT:
             return False
-    return True
+    return call.dtype in _HALF_OR_FLOAT
 
 
 def _no_transform(call: Call) -> bool:

@@ -111,19 +111,21 @@ def _run(x, w1, b1, w2, b2, scale_tensor, row_scale, residual, activation, skip,
         x = x.contiguous()
     if residual is not None and residual.stride(-1) != 1 and residual.shape[-1] != 1:
         residual = residual.contiguous()
+    traced = torch.compiler.is_compiling()
     through_z = torch.is_grad_enabled() and _any_requires_grad((x, w1, b1, w2, scale_tensor))
     if not (through_z or (torch.is_grad_enabled() and _any_requires_grad((b2, row_scale, residual)))):
-        if backend == "cpu" and not torch.compiler.is_compiling() and packed.is_kept(w1, w2):
+        if backend == "cpu" and not traced and packed.is_kept(w1, w2):
             return packed.forward(x, w1, b1, w2, b2, scale_tensor, row_scale, residual, activation, skip, alpha, dtype)
-        call = (activation, skip, alpha, ops.NUMBER_OF[dtype])
-        return ops.adapter_forward(x, w1, b1, w2, b2, scale_tensor, row_scale, residual, *call, False)[0]
+        return (ops.adapter_forward if traced else ops.run_forward)(
+            x, w1, b1, w2, b2, scale_tensor, row_scale, residual, activation, skip, alpha, ops.NUMBER_OF[dtype], False
+        )[0]
     keep_z = through_z and not recompute
     keep_x = w1.requires_grad or (through_z and recompute)
     # x as it is multiplied, and as eager keeps it, where that is narrower.
     narrow = x.to(dtype) if keep_x and dtype.itemsize < x.dtype.itemsize else None
-    apply = _Adapter.apply if torch.compiler.is_compiling() else _apply
-    call = (activation, skip, alpha, dtype)  # each argument of apply takes its time
-    return apply(x, w1, b1, w2, b2, scale_tensor, row_scale, residual, narrow, call, keep_x, keep_z)[0]
+    apply = _Adapter.apply if traced else _apply
+    call = (activation, skip, alpha, dtype, keep_x, keep_z, traced)  # as one, since apply looks at each argument
+    return apply(x, w1, b1, w2, b2, scale_tensor, row_scale, residual, narrow, call)[0]
 
 
 def _any_requires_grad(tensors: Sequence[Tensor | None]) -> bool:
@@ -181,19 +183,20 @@ class _Adapter(torch.autograd.Function):
     """(y, z) of the forward op. z is differentiable too: that is how a second backward reaches x through it."""
 
     @staticmethod
-    def forward(x, w1, b1, w2, b2, scale, row_scale, residual, narrow, call, keep_x, keep_z):
-        activation, skip, alpha, dtype = call
-        return ops.adapter_forward(
+    def forward(x, w1, b1, w2, b2, scale, row_scale, residual, narrow, call):
+        activation, skip, alpha, dtype, _, keep_z, traced = call
+        return (ops.adapter_forward if traced else ops.run_forward)(
             x, w1, b1, w2, b2, scale, row_scale, residual, activation, skip, alpha, ops.NUMBER_OF[dtype], keep_z
         )
 
     @staticmethod
     def setup_context(ctx, inputs, output):
-        x, w1, b1, w2, b2, scale, row_scale, residual, narrow, call, keep_x, keep_z = inputs
+        x, w1, b1, w2, b2, scale, row_scale, residual, narrow, call = inputs
+        activation, skip, alpha, dtype, keep_x, keep_z, _ = call
         y, z = output
         kept = x if narrow is None else narrow
         ctx.save_for_backward(kept if keep_x else None, z if keep_z else None, w1, b1, w2, b2, scale, row_scale)
-        ctx.call = (*call, x.dtype)
+        ctx.call = (activation, skip, alpha, dtype, x.dtype)
         if residual is not None:
             ctx.residual_dtype = residual.dtype
         ctx.y_shape = y.shape
@@ -202,7 +205,7 @@ class _Adapter(torch.autograd.Function):
     @staticmethod
     def backward(ctx, dy, dz):
         if dy is None and dz is None:
-            return (None,) * 12
+            return (None,) * 10
         x, z, w1, b1, w2, b2, scale, row_scale = ctx.saved_tensors
         wanted = ctx.needs_input_grad[:6]  # x, w1, b1, w2, b2, scale
         dresidual = dy.to(ctx.residual_dtype) if ctx.needs_input_grad[7] and dy is not None else None
@@ -223,7 +226,7 @@ class _Adapter(torch.autograd.Function):
             call = (activation, skip, alpha, *[ops.NUMBER_OF[dtype] for dtype in dtypes])
             results = ops.adapter_backward(dy, x, z, w1, b1, w2, b2, scale, row_scale, *call, needs)
             grads = [g if want else None for g, want in zip(results, wanted, strict=True)]
-        return *grads, None, dresidual, *(None,) * 4
+        return *grads, None, dresidual, None, None
 
 
 # What `_Adapter.apply` comes to outside functorch transforms, which dispatch sends to the composition. Measured: Zen 4,

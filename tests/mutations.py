@@ -286,8 +286,8 @@ _KERNELS = (
      "done.load(std::memory_order_acquire) < 0;", THREADS),
     # Buffers and binding.
     ("scratch_shared_by_threads", "csrc/cpu/scratch.cpp", "static thread_local Buffer", "static Buffer", THREADS),
-    ("y_laid_out_as_x", "csrc/binding.cpp", "empty_like(residual ? *residual : x, out, pages)", "empty_like(x, out, pages)", OPS),
-    ("promotion_of_residual", "csrc/binding.cpp", "out = promote(out, p.residual.dtype);", "", MIXED),
+    ("y_laid_out_as_x", "csrc/binding_call.h", "empty_like(residual ? *residual : x, out, pages)", "empty_like(x, out, pages)", OPS),
+    ("promotion_of_residual", "csrc/binding_call.h", "out = promote(out, p.residual.dtype);", "", MIXED),
     ("row_scale_not_broadcast", "csrc/binding_tensors.h", "own == 1 ? 0 : t->stride(i - missing)", "t->stride(i - missing)",
      _only("numerics", "sample_scale", "last_scale", "one_scale")),
 )
