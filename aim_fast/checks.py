@@ -6,15 +6,19 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from aim_fast.reference import ACTIVATIONS
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+_STRIDED = torch.strided
+_TENSORS = (nn.Parameter, Tensor)  # known without asking for their base classes
 _NAMES = ("x", "w1", "w2", "b1", "b2", "row_scale", "residual", "scale")  # the first three are never None
 
 
-def _refuse(name: str, value: object, device: torch.device) -> NoReturn:
+def _refuse(value: object, values: Sequence[object], device: torch.device) -> NoReturn:
+    """Raise for one of the values, which are in the order of `_NAMES`."""
+    name = next(name for name, other in zip(_NAMES, values, strict=True) if other is value)
     if not isinstance(value, Tensor):
         raise TypeError(f"adapter: {name} is a {type(value).__name__}; expected a torch.Tensor")
     if value.layout is not torch.strided:
@@ -49,23 +53,25 @@ def check_arguments(
     """Raise TypeError or ValueError unless the arguments make one call of the operator (shapes as in `adapter`)."""
     if not isinstance(x, Tensor):
         raise TypeError(f"adapter: x is a {type(x).__name__}; expected a torch.Tensor")
-    trained = isinstance(scale, Tensor)
-    if not trained and (isinstance(scale, bool) or not isinstance(scale, (int, float))):
-        raise TypeError(
-            f"adapter: scale is a {type(scale).__name__}; expected a float, or a tensor of shape [1] or [D]"
-        )
+    scale_tensor = None
+    if type(scale) is not float:  # isinstance is slow to say no
+        scale_tensor = scale if isinstance(scale, Tensor) else None
+        if scale_tensor is None and (isinstance(scale, bool) or not isinstance(scale, (int, float))):
+            raise TypeError(
+                f"adapter: scale is a {type(scale).__name__}; expected a float, or a tensor of shape [1] or [D]"
+            )
     # By position and without a dict: this runs at every call, and a call on one row takes a few microseconds.
-    device, values = x.device, (x, w1, w2, b1, b2, row_scale, residual, scale if trained else None)
-    for i, value in enumerate(values):
-        if value is None and i >= 3:
-            continue
-        if (
-            not isinstance(value, Tensor)
-            or value.layout is not torch.strided
+    device, values = x.device, (x, w1, w2, b1, b2, row_scale, residual, scale_tensor)
+    for value in values:
+        if value is not None and (
+            (type(value) not in _TENSORS and not isinstance(value, Tensor))
+            or value.layout is not _STRIDED
             or value.dtype not in DTYPES
             or value.device != device
         ):
-            _refuse(_NAMES[i], value, device)
+            _refuse(value, values, device)
+    if w1 is None or w2 is None:
+        _refuse(None, values, device)
 
     if activation not in ACTIVATIONS:
         raise ValueError(f"adapter: activation is {activation!r}; expected one of {', '.join(ACTIVATIONS)}")
@@ -87,8 +93,10 @@ def check_arguments(
         _refuse_shape("b1", b1, (hidden,), "[H]", "pass None for no bias")
     if b2 is not None and b2.shape != (width,):
         _refuse_shape("b2", b2, (width,), "[D]", "pass None for no bias")
-    if isinstance(scale, Tensor) and (scale.dim() > 1 or (scale.numel() != 1 and scale.numel() != width)):
-        raise ValueError(f"adapter: scale is {list(scale.shape)}; expected shape [1] or [D] = [{width}]")
+    if scale_tensor is not None and (
+        scale_tensor.dim() > 1 or (scale_tensor.numel() != 1 and scale_tensor.numel() != width)
+    ):
+        raise ValueError(f"adapter: scale is {list(scale_tensor.shape)}; expected shape [1] or [D] = [{width}]")
     if residual is not None and residual.shape != shape:
         _refuse_shape("residual", residual, shape, "x", "expand it to x's shape first")
     if row_scale is not None:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -70,7 +71,10 @@ def adapter(
         if parallel.on_mesh(x, w1, w2, residual, scale):
             return parallel.adapter(x, w1, b1, w2, b2, activation, skip, scale, row_scale, residual, recompute)
     dtype = compute_dtype(x, w1, b1, w2, b2)
-    alpha, scale_tensor = (1.0, scale) if isinstance(scale, Tensor) else (float(scale), None)
+    if type(scale) is not float and isinstance(scale, Tensor):  # isinstance is slow to say no
+        alpha, scale_tensor = 1.0, scale
+    else:
+        alpha, scale_tensor = float(scale), None
     call = (x, w1, b1, w2, b2, scale_tensor, row_scale, residual, activation, skip, alpha, dtype, recompute)
     # An exported program keeps the call whole: it is differentiable, and the backend is chosen where the program runs.
     # torch.compiler.is_exporting is true under torch.compile too in torch 2.10; torch 2.6 has neither, and a program
@@ -82,7 +86,7 @@ def adapter(
 def _run(x, w1, b1, w2, b2, scale_tensor, row_scale, residual, activation, skip, alpha, dtype, recompute):
     """`adapter` once its arguments are checked, its dtype is known and its scale is split."""
     tensors = (x, w1, b1, w2, b2, scale_tensor, row_scale, residual)
-    backend = dispatch.choose(dispatch.Call(x.device.type, tensors, dtype, skip))
+    backend = dispatch.choose(dispatch.Call(device_type(x), tensors, dtype, skip))
     if backend == "eager":
         return reference.composition(
             x,
@@ -104,25 +108,33 @@ def _run(x, w1, b1, w2, b2, scale_tensor, row_scale, residual, activation, skip,
         residual = None if residual is None else residual.reshape(x.shape)
         rows = (x, w1, b1, w2, b2, scale_tensor, row_scale, residual)
         return _run(*rows, activation, skip, alpha, dtype, recompute).view(shape)
-    if x.stride(-1) != 1 and x.shape[-1] != 1:
+    if not x.is_contiguous() and x.stride(-1) != 1 and x.shape[-1] != 1:
         x = x.contiguous()
     if residual is not None and residual.stride(-1) != 1 and residual.shape[-1] != 1:
         residual = residual.contiguous()
-    if not (torch.is_grad_enabled() and _any_requires_grad(tensors)):
-        if backend == "cpu" and not torch.compiler.is_compiling() and packed.is_kept(w1, w2):
+    traced = torch.compiler.is_compiling()
+    through_z = torch.is_grad_enabled() and _any_requires_grad((x, w1, b1, w2, scale_tensor))
+    if not (through_z or (torch.is_grad_enabled() and _any_requires_grad((b2, row_scale, residual)))):
+        if backend == "cpu" and not traced and packed.is_kept(w1, w2):
             return packed.forward(x, w1, b1, w2, b2, scale_tensor, row_scale, residual, activation, skip, alpha, dtype)
-        forward = ops.adapter_forward if backend == "cpu" else routing.on(backend, ops.adapter_forward)
-        return forward(x, w1, b1, w2, b2, scale_tensor, row_scale, residual, activation, skip, alpha, dtype, False)[0]
-    through_z = _any_requires_grad((x, w1, b1, w2, scale_tensor))
+        forward = _forward_of(backend, traced)
+        return forward(
+            x, w1, b1, w2, b2, scale_tensor, row_scale, residual, activation, skip, alpha, ops.NUMBER_OF[dtype], False
+        )[0]
     keep_z = through_z and not recompute
     keep_x = w1.requires_grad or (through_z and recompute)
     # x as it is multiplied, and as eager keeps it, where that is narrower.
     narrow = x.to(dtype) if keep_x and dtype.itemsize < x.dtype.itemsize else None
-    apply = _Adapter.apply if torch.compiler.is_compiling() else _apply
-    return apply(
-        *(x, w1, b1, w2, b2, scale_tensor, row_scale, residual, narrow),
-        *(activation, skip, alpha, dtype, keep_x, keep_z, backend),
-    )[0]
+    apply = _Adapter.apply if traced else _apply
+    call = (activation, skip, alpha, dtype, keep_x, keep_z, traced, backend)  # as one: apply looks at each argument
+    return apply(x, w1, b1, w2, b2, scale_tensor, row_scale, residual, narrow, call)[0]
+
+
+def _forward_of(backend: str, traced: bool) -> Callable[..., Any]:
+    """The forward op, which runs on this backend; the CPU's as directly as can be unless the call is traced."""
+    if backend == "cpu":
+        return ops.adapter_forward if traced else ops.run_forward
+    return routing.on(backend, ops.adapter_forward)
 
 
 def _any_requires_grad(tensors: Sequence[Tensor | None]) -> bool:
@@ -154,10 +166,23 @@ def explain(
     return dispatch.select(dispatch.Call(x.device.type, tensors, dtype, skip))
 
 
+def device_type(x: Tensor) -> str:
+    """x.device.type, which takes five times as long on the CPU."""
+    return "cpu" if x.is_cpu else x.device.type
+
+
 def compute_dtype(x: Tensor, w1: Tensor, b1: Tensor | None, w2: Tensor, b2: Tensor | None) -> torch.dtype:
     """The dtype of the products: autocast's when it is on, else the promotion; float64 stays, as in nn.Linear."""
-    dtype = reference.promoted(x, w1, b1, w2, b2)
-    device = x.device.type
+    dtype = x.dtype
+    # Mostly they are one; to find that out here is half the time of a call for it.
+    if not (
+        w1.dtype is dtype
+        and w2.dtype is dtype
+        and (b1 is None or b1.dtype is dtype)
+        and (b2 is None or b2.dtype is dtype)
+    ):
+        dtype = reference.promoted(x, w1, b1, w2, b2)
+    device = device_type(x)
     if dtype is torch.float64 or not reference.has_autocast(device):
         return dtype
     return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else dtype
@@ -170,28 +195,29 @@ class _Adapter(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(
-        x, w1, b1, w2, b2, scale, row_scale, residual, narrow, activation, skip, alpha, dtype, keep_x, keep_z, backend
-    ):
-        forward = ops.adapter_forward if backend == "cpu" else routing.on(backend, ops.adapter_forward)
-        return forward(x, w1, b1, w2, b2, scale, row_scale, residual, activation, skip, alpha, dtype, keep_z)
+    def forward(x, w1, b1, w2, b2, scale, row_scale, residual, narrow, call):
+        activation, skip, alpha, dtype, _, keep_z, traced, backend = call
+        return _forward_of(backend, traced)(
+            x, w1, b1, w2, b2, scale, row_scale, residual, activation, skip, alpha, ops.NUMBER_OF[dtype], keep_z
+        )
 
     @staticmethod
     def setup_context(ctx, inputs, output):
-        x, w1, b1, w2, b2, scale, row_scale, residual, narrow, *call, keep_x, keep_z, backend = inputs
+        x, w1, b1, w2, b2, scale, row_scale, residual, narrow, call = inputs
+        activation, skip, alpha, dtype, keep_x, keep_z, _, ctx.backend = call
         y, z = output
         kept = x if narrow is None else narrow
         ctx.save_for_backward(kept if keep_x else None, z if keep_z else None, w1, b1, w2, b2, scale, row_scale)
-        ctx.call = (*call, x.dtype)
-        ctx.backend = backend
-        ctx.residual_dtype = None if residual is None else residual.dtype
+        ctx.call = (activation, skip, alpha, dtype, x.dtype)
+        if residual is not None:
+            ctx.residual_dtype = residual.dtype
         ctx.y_shape = y.shape
         ctx.set_materialize_grads(False)
 
     @staticmethod
     def backward(ctx, dy, dz):
         if dy is None and dz is None:
-            return (None,) * 16
+            return (None,) * 10
         x, z, w1, b1, w2, b2, scale, row_scale = ctx.saved_tensors
         wanted = ctx.needs_input_grad[:6]  # x, w1, b1, w2, b2, scale
         dresidual = dy.to(ctx.residual_dtype) if ctx.needs_input_grad[7] and dy is not None else None
@@ -208,10 +234,12 @@ class _Adapter(torch.autograd.Function):
             needs = sum(1 << i for i, want in enumerate(wanted) if want)
             if dy.stride(-1) != 1 and dy.shape[-1] != 1:
                 dy = dy.contiguous()
+            activation, skip, alpha, *dtypes = ctx.call
+            call = (activation, skip, alpha, *[ops.NUMBER_OF[dtype] for dtype in dtypes])
             backward = ops.adapter_backward if ctx.backend == "cpu" else routing.on(ctx.backend, ops.adapter_backward)
-            results = backward(dy, x, z, w1, b1, w2, b2, scale, row_scale, *ctx.call, needs)
+            results = backward(dy, x, z, w1, b1, w2, b2, scale, row_scale, *call, needs)
             grads = [g if want else None for g, want in zip(results, wanted, strict=True)]
-        return *grads, None, dresidual, *(None,) * 8
+        return *grads, None, dresidual, None, None
 
 
 # What `_Adapter.apply` comes to outside functorch transforms, which dispatch sends to the composition. Measured: Zen 4,

@@ -71,7 +71,7 @@ _PYTHON = (
      "None", SAVED),
     ("autocast_ignored", "aim_fast/functional.py", "return torch.get_autocast_dtype(device)", "return dtype", MIXED),
     ("double_rounded_by_autocast", "aim_fast/functional.py", "dtype is torch.float64 or", "", MIXED),
-    ("float_scale_dropped", "aim_fast/functional.py", "(float(scale), None)", "(1.0, None)", _only("numerics", "h196")),
+    ("float_scale_dropped", "aim_fast/functional.py", "float(scale), None", "1.0, None", _only("numerics", "h196")),
     ("no_residual_gradient", "aim_fast/functional.py", "if ctx.needs_input_grad[7] and dy is not None else None",
      "if False else None", FUNCTIONAL),
     ("double_backward_through_z", "aim_fast/functional.py", "x_dtype, wanted, dz\n", "x_dtype, wanted, None\n",
@@ -126,7 +126,7 @@ _PYTHON = (
     ("row_scale_not_checked", "aim_fast/checks.py", "got not in (1, want)", "False", CHECKS),
     ("residual_not_checked", "aim_fast/checks.py", "if residual is not None and residual.shape != shape:",
      "if False:", CHECKS),
-    ("layout_not_checked", "aim_fast/checks.py", "            or value.layout is not torch.strided\n", "", CHECKS),
+    ("layout_not_checked", "aim_fast/checks.py", "            or value.layout is not _STRIDED\n", "", CHECKS),
     # Modules.
     ("hooks_ignored", "aim_fast/layers.py", "        module._forward_hooks\n        or ", "        ", CHANGES),
     ("global_hooks_ignored", "aim_fast/layers.py", "        or torch_module._global_forward_hooks\n", "", CHANGES),
@@ -293,8 +293,8 @@ _KERNELS = (
      "done.load(std::memory_order_acquire) < 0;", THREADS),
     # Buffers and binding.
     ("scratch_shared_by_threads", "csrc/cpu/scratch.cpp", "static thread_local Buffer", "static Buffer", THREADS),
-    ("y_laid_out_as_x", "csrc/binding.cpp", "empty_like(residual ? *residual : x, out, pages)", "empty_like(x, out, pages)", OPS),
-    ("promotion_of_residual", "csrc/binding.cpp", "out = promote(out, p.residual.dtype);", "", MIXED),
+    ("y_laid_out_as_x", "csrc/binding_call.h", "empty_like(residual ? *residual : x, out, pages)", "empty_like(x, out, pages)", OPS),
+    ("promotion_of_residual", "csrc/binding_call.h", "out = promote(out, p.residual.dtype);", "", MIXED),
     ("row_scale_not_broadcast", "csrc/binding_tensors.h", "own == 1 ? 0 : t->stride(i - missing)", "t->stride(i - missing)",
      _only("numerics", "sample_scale", "last_scale", "one_scale")),
 )

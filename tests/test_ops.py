@@ -161,6 +161,19 @@ def test_kernel_and_fallback_agree(full: bool) -> None:
             torch.testing.assert_close(ours, theirs)
 
 
+@pytest.mark.parametrize("dtype", ops.NUMBER_OF, ids=str)
+def test_dtype_by_number(dtype: torch.dtype) -> None:
+    """The number that stands for a dtype in a call: the same results, and kernels in Python see the dtype itself."""
+    *tensors, activation, skip, alpha, _, keep_z = forward_arguments(dtype)
+    tensors = [None if t is None else t.to("meta") for t in tensors] if dtype is torch.float64 else tensors
+    for op in (forward, ops.run_forward):
+        by_number = op(*tensors, activation, skip, alpha, ops.NUMBER_OF[dtype], keep_z)
+        itself = forward(*tensors, activation, skip, alpha, dtype, keep_z)
+        for one, other in zip(by_number, itself, strict=True):
+            assert one.dtype is other.dtype is dtype
+            assert one.is_meta or torch.equal(one, other)
+
+
 @pytest.mark.parametrize("dtype", [FP32, FP16], ids=str)
 def test_fallback_ignores_autocast(dtype: torch.dtype) -> None:
     """The dtype of the products is an argument of the ops: what a program loaded under autocast was exported with."""
