@@ -25,9 +25,11 @@ DEVICES = pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=N
 ROWS = pytest.mark.parametrize("rows", [61, 11], ids=["rows", "few_rows"])
 
 
-def inputs(x: torch.dtype, w: torch.dtype, residual: torch.dtype | None, rows: int = 61) -> tuple[Tensors, Tensor]:
+def inputs(
+    x: torch.dtype, w: torch.dtype, residual: torch.dtype | None, rows: int = 61, hidden: int = H
+) -> tuple[Tensors, Tensor]:
     """Tensors of the given dtypes (their values the same in every dtype that is there), and dy."""
-    tensors = make_inputs((rows, D), H, w)
+    tensors = make_inputs((rows, D), hidden, w)
     tensors["x"] = tensors["x"].to(BF16).to(x)
     generator = torch.Generator().manual_seed(1)
     other, dy = torch.randn(2, rows, D, generator=generator).unbind()
