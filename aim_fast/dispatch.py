@@ -194,8 +194,7 @@ _TABLE = (
             Limit("triton: not under torch.func transforms or forward-mode AD", _no_transform),
             Limit("triton: not in an ONNX export", _no_onnx),
             Limit(
-                "triton: has no tile for this; needs compute capability 8, 9, 10 or 12, and H up to 512, "
-                "up to 256 where a tensor is float32",
+                "triton: has no tile for this; needs compute capability 8, 9, 10 or 12, and H up to 512",
                 _has_tiles,
             ),
         ),

@@ -65,7 +65,8 @@ def load_class(dtype: torch.dtype, *tensors: Tensor | None) -> str:
     """The column of the tiling table for products in `dtype` of these tensors."""
     if dtype.itemsize == 4:
         return "tf32" if allow_tf32() else "ieee"
-    return "amp" if any(t is not None and t.itemsize > 2 for t in tensors) else "half"
+    # What is converted on its way to a product needs more room: on sm_100 it goes through tensor memory.
+    return "amp" if any(t is not None and t.dtype != dtype for t in tensors) else "half"
 
 
 @functools.lru_cache(maxsize=1024)

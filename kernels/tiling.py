@@ -1,12 +1,6 @@
 """Tiles of the kernels: pure functions from shape, dtypes and GPU to a plan. Knows neither torch nor Triton.
 
-`TILES` holds one table per GPU family; tests/test_triton_compile.py compiles every row ahead of time and asserts that
-it spills nothing, fits in shared memory and multiplies on the tensor cores. What does not compile clean is not here.
-
-Families  80: mma.sync, at most 99 KiB of shared memory, for compute capability 8.x and 12.x
-          90: wgmma, 227 KiB          100: tcgen05, 227 KiB, for 10.x
-Loads     "half": all operands arrive in 16 bits, products in them;  "amp": some arrive in 32;  "tf32" and "ieee":
-          products in fp32, on the tensor cores and without them
+The tiles themselves, and what their families and load classes are, are in kernels/tiles.py.
 """
 
 from __future__ import annotations
@@ -14,9 +8,15 @@ from __future__ import annotations
 from functools import cache
 from typing import NamedTuple
 
+from aim_fast.kernels.tiles import FEW, TILES, Tile
+
 MAX_PARTS = 4
 KERNELS = ("fwd", "dx", "dw")
 LOADS = ("half", "amp", "tf32", "ieee")
+SPLITS = (1, 2, 4, 8)
+# The most rows of a tile of fwd and dx whose rows have more than one dimension: their 64-bit offsets live in registers,
+# and with all terms of the operator larger tiles spill.
+STRIDED_ROWS = {80: 32, 90: 64, 100: 64}
 
 
 class Gpu(NamedTuple):
@@ -27,178 +27,12 @@ class Gpu(NamedTuple):
     sms: int
 
 
-class Tile(NamedTuple):
-    """One row of the table: for H up to max_h; `part` is the widest part of H. block_k means nothing to "dw"."""
-
-    max_h: int
-    block_m: int
-    block_k: int
-    block_d: int
-    part: int
-    warps: int
-    stages: int
-
-
 class Plan(NamedTuple):
     """A tile and how the work is divided: `split` spans of columns for fwd and dx, slices of rows for dw."""
 
     tile: Tile
     parts: tuple[int, int, int, int]
     split: int
-
-
-_Table = dict[str, dict[str, tuple[Tile, ...]]]
-
-# fp32 products without tensor cores: the same code on every GPU.
-_IEEE: dict[str, tuple[Tile, ...]] = {
-    "fwd": (Tile(256, 32, 32, 32, 64, 8, 2),),
-    "dx": (Tile(256, 32, 32, 32, 64, 8, 2),),
-    "dw": (Tile(256, 32, 0, 32, 64, 8, 2),),
-}
-
-TILES: dict[int, _Table] = {
-    80: {
-        "half": {
-            "fwd": (
-                Tile(64, 128, 64, 32, 64, 8, 3),
-                # 128 rows at H = 192 spill 112 bytes once rows have three strides.
-                Tile(128, 128, 64, 32, 64, 8, 3),
-                Tile(256, 64, 64, 32, 128, 8, 3),
-                Tile(512, 32, 64, 32, 128, 8, 2),
-            ),
-            "dx": (
-                Tile(64, 128, 64, 32, 64, 8, 3),
-                Tile(128, 128, 64, 32, 64, 8, 3),
-                Tile(256, 64, 64, 32, 128, 8, 3),
-                Tile(512, 32, 64, 32, 128, 8, 2),
-            ),
-            "dw": (
-                Tile(64, 64, 0, 128, 64, 8, 3),
-                Tile(192, 64, 0, 128, 64, 8, 3),
-                Tile(256, 32, 0, 64, 128, 8, 3),
-                Tile(512, 32, 0, 32, 128, 8, 3),
-            ),
-        },
-        "amp": {
-            "fwd": (Tile(256, 32, 32, 32, 64, 8, 2),),
-            "dx": (Tile(256, 32, 32, 32, 64, 8, 2),),
-            "dw": (Tile(256, 32, 0, 64, 128, 8, 2),),
-        },
-        "tf32": {
-            "fwd": (Tile(256, 32, 32, 32, 64, 8, 2),),
-            "dx": (Tile(256, 32, 32, 32, 64, 8, 2),),
-            "dw": (Tile(256, 32, 0, 64, 64, 8, 2),),
-        },
-        "ieee": _IEEE,
-    },
-    90: {
-        "half": {
-            "fwd": (
-                Tile(64, 128, 64, 64, 64, 8, 3),
-                Tile(192, 128, 64, 64, 128, 8, 3),
-                Tile(256, 128, 64, 32, 64, 8, 3),
-                Tile(320, 64, 64, 64, 128, 8, 3),
-                Tile(512, 64, 64, 32, 128, 8, 2),
-            ),
-            "dx": (
-                Tile(64, 128, 64, 64, 64, 8, 3),
-                Tile(192, 128, 64, 32, 64, 8, 3),
-                Tile(256, 64, 64, 64, 64, 8, 3),
-                Tile(320, 64, 64, 32, 128, 8, 3),
-                # 64 rows at H = 512 spill under Triton 3.9.
-                Tile(512, 32, 64, 32, 128, 8, 2),
-            ),
-            "dw": (
-                Tile(64, 64, 0, 128, 64, 8, 3),
-                Tile(256, 64, 0, 128, 128, 8, 3),
-                Tile(512, 64, 0, 64, 128, 8, 2),
-            ),
-        },
-        "amp": {
-            "fwd": (
-                Tile(64, 64, 32, 32, 64, 8, 2),
-                Tile(192, 128, 32, 32, 64, 8, 3),
-                Tile(256, 64, 32, 32, 64, 8, 2),
-            ),
-            "dx": (
-                Tile(64, 64, 32, 32, 64, 8, 2),
-                Tile(256, 64, 32, 32, 64, 8, 2),
-            ),
-            "dw": (
-                Tile(64, 32, 0, 64, 64, 8, 2),
-                Tile(256, 64, 0, 128, 128, 8, 2),
-            ),
-        },
-        "tf32": {
-            "fwd": (
-                Tile(64, 64, 32, 32, 64, 8, 2),
-                Tile(256, 64, 32, 32, 64, 8, 2),
-            ),
-            "dx": (
-                Tile(64, 64, 32, 32, 64, 8, 2),
-                Tile(256, 64, 32, 32, 64, 8, 2),
-            ),
-            "dw": (Tile(256, 32, 0, 64, 64, 8, 2),),
-        },
-        "ieee": _IEEE,
-    },
-    100: {
-        "half": {
-            "fwd": (
-                Tile(64, 128, 64, 64, 64, 8, 3),
-                Tile(192, 128, 64, 64, 64, 8, 3),
-                Tile(256, 128, 64, 32, 64, 8, 3),
-                Tile(512, 64, 64, 32, 128, 8, 2),
-            ),
-            "dx": (
-                Tile(64, 128, 64, 64, 64, 8, 3),
-                Tile(192, 128, 64, 64, 64, 8, 3),
-                Tile(256, 128, 64, 32, 64, 8, 3),
-                Tile(320, 64, 64, 32, 128, 8, 3),
-                Tile(512, 32, 64, 32, 128, 8, 2),
-            ),
-            "dw": (
-                Tile(64, 64, 0, 128, 64, 8, 3),
-                Tile(256, 64, 0, 128, 128, 8, 3),
-                Tile(512, 64, 0, 64, 128, 8, 2),
-            ),
-        },
-        "amp": {
-            "fwd": (
-                Tile(64, 64, 32, 32, 64, 8, 2),
-                Tile(256, 64, 32, 32, 64, 8, 2),
-            ),
-            "dx": (
-                Tile(64, 64, 32, 32, 64, 8, 2),
-                Tile(256, 64, 32, 32, 64, 8, 2),
-            ),
-            "dw": (Tile(256, 32, 0, 64, 64, 8, 2),),
-        },
-        "tf32": {
-            "fwd": (Tile(256, 64, 32, 32, 64, 8, 2),),
-            "dx": (Tile(256, 64, 32, 32, 64, 8, 2),),
-            "dw": (Tile(256, 32, 0, 64, 64, 8, 2),),
-        },
-        "ieee": _IEEE,
-    },
-}
-
-# Smaller tiles beside those of `TILES`, the same for every family, for few rows and for a last wave that would be
-# short: from 64 rows on wgmma and tcgen05 serve, below them mma.sync.
-FEW: _Table = {
-    "half": {
-        "fwd": (Tile(256, 64, 64, 32, 128, 8, 3), Tile(512, 32, 64, 32, 128, 8, 2)),
-        "dx": (Tile(256, 64, 64, 32, 128, 8, 3), Tile(512, 32, 64, 32, 128, 8, 2)),
-        "dw": (),
-    },
-    "amp": {"fwd": (Tile(256, 32, 32, 32, 64, 8, 2),), "dx": (Tile(256, 32, 32, 32, 64, 8, 2),), "dw": ()},
-    "tf32": {"fwd": (), "dx": (), "dw": ()},
-    "ieee": {"fwd": (), "dx": (), "dw": ()},
-}
-SPLITS = (1, 2, 4, 8)
-# The most rows of a tile of fwd and dx whose rows have more than one dimension: their 64-bit offsets live in registers,
-# and with all terms of the operator larger tiles spill.
-STRIDED_ROWS = {80: 32, 90: 64, 100: 64}
 
 
 def family(gpu: Gpu) -> int | None:

@@ -1,4 +1,4 @@
-"""Every row of the tiling table compiled ahead of time for sm_80, sm_90 and sm_100: no GPU is needed for that.
+"""Every row of the table of tiles compiled ahead of time for sm_80, sm_90 and sm_100: no GPU is needed for that.
 
 Asserted: nothing spills, shared and tensor memory suffice, and the products run on the tensor cores. `pytest -s` prints
 what each kernel takes.
@@ -99,6 +99,43 @@ def assert_clean(result: Compiled, family: int, load: str, tile: Tile) -> None:
 def test_row_of_the_table(family: int, load: str, kernel: str, tile: Tile) -> None:
     """At the largest H that the row serves."""
     assert_clean(compiled(family, load, kernel, tile, tile.max_h), family, load, tile)
+
+
+# Beyond H = 256 little is left of shared and of tensor memory, and a call that needs more than there is does not start:
+# with all terms; with x in the other 16-bit type, or narrower than the products, which sm_100 widens in tensor memory.
+ALL_TERMS: dict[str, Any] = {
+    "scale_ptr": FP32,
+    "WIDE_SCALE": True,
+    "row_scale_ptr": FP32,
+    "residual_ptr": FP32,
+    "y_ptr": FP32,
+    "SPLIT": 2,
+}
+CONVERTED = {
+    "amp": {"x_ptr": FP16, "dy_ptr": FP16},
+    "tf32": {"x_ptr": BF16, "dy_ptr": BF16},
+}
+
+
+@pytest.mark.parametrize(
+    ("family", "load", "kernel", "tile"),
+    [row for row in ROWS if row[3].max_h > 256 and row[2] != "dw"],
+    ids=[
+        f"sm_{family}-{load}-{kernel}-{tile.max_h}-{tile.block_m}-{tile.block_k}-{tile.block_d}"
+        for family, load, kernel, tile in ROWS
+        if tile.max_h > 256 and kernel != "dw"
+    ],
+)
+def test_wide_rows_with_all_terms(family: int, load: str, kernel: str, tile: Tile) -> None:
+    assert_clean(compiled(family, load, kernel, tile, tile.max_h, **ALL_TERMS), family, load, tile)
+
+
+@pytest.mark.parametrize("kernel", tiling.KERNELS)
+@pytest.mark.parametrize("load", CONVERTED)
+def test_converted_operands_fit_in_tensor_memory(load: str, kernel: str) -> None:
+    for tile in tiling.TILES[100][load][kernel]:
+        if tile.max_h > 256:
+            assert_clean(compiled(100, load, kernel, tile, tile.max_h, **CONVERTED[load]), 100, load, tile)
 
 
 def gpu_of(family: int) -> tiling.Gpu:

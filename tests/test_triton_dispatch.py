@@ -86,8 +86,8 @@ def test_a_measurement_replaces_the_estimate(h100: None) -> None:
     ("call", "words"),
     [
         (call_of(H=520), "H up to 512"),
-        (call_of(H=300, dtype=torch.float32), "up to 256 where a tensor is float32"),
-        (call_of(H=300, w=torch.float32), "up to 256 where a tensor is float32"),
+        (call_of(H=520, dtype=torch.float32), "H up to 512"),
+        (call_of(H=520, w=torch.float32), "H up to 512"),
         (call_of(dtype=torch.float64), "float32, bfloat16 and float16 only"),
         (call_of()._replace(device="cpu"), "CUDA tensors only"),
     ],
@@ -99,6 +99,13 @@ def test_what_it_does_not_take(h100: None, call: Call, words: str) -> None:
     assert words in str(explanation)
     with aim_fast.use_backend("triton"), pytest.raises(ValueError, match=f"cannot take this call: .*{words}"):
         dispatch.select(call)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=str)
+@pytest.mark.parametrize("w", [torch.bfloat16, torch.float32], ids=str)
+def test_the_widest_hidden_that_it_takes(h100: None, dtype: torch.dtype, w: torch.dtype) -> None:
+    with aim_fast.use_backend("triton"):
+        assert dispatch.select(call_of(H=512, dtype=dtype, w=w)).backend == "triton"
 
 
 def test_old_gpu(h100: None, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -144,6 +151,7 @@ def test_tf32_only_when_it_is_allowed(monkeypatch: pytest.MonkeyPatch) -> None:
         torch.backends.cuda.matmul.allow_tf32 = before
     assert triton_device.load_class(torch.bfloat16, x.bfloat16(), None) == "half"
     assert triton_device.load_class(torch.bfloat16, x.bfloat16(), x) == "amp"
+    assert triton_device.load_class(torch.bfloat16, x.bfloat16(), x.half()) == "amp"
 
 
 def test_import_leaves_triton_alone() -> None:

@@ -41,6 +41,9 @@ MORE = {
     "parts_320": Case((5, 64), 320, FP16, scale=(64,)),
     "parts_496": Case((5, 33), 496, BF16, "relu", row_scale=(5,)),
     "parts_250_fp32": Case((5, 130), 250, FP32, scale=(1,)),
+    "parts_257_fp32": Case((5, 40), 257, FP32, "silu", residual_as=same, scale=(40,)),
+    "parts_450_fp32": Case((7, 33), 450, FP32, row_scale=(7,)),
+    "parts_512_fp32": Case((5, 72), 512, FP32, "relu", bias=False, scale=(72,)),
     # Several tiles of rows and several slices of them, the last ones ragged.
     "tiles": Case((1031, 24), 6, FP32, residual_as=padded_rows, scale=(24,), row_scale=(1031,)),
     "tiles_bf16": Case((523, 48), 12, BF16, x_as=padded_rows, scale=(1,)),
@@ -143,9 +146,9 @@ def test_recompute_and_run_again_give_the_same_bits(interpreted: Interpreted) ->
     interpreted(judge_recompute)
 
 
-def judge_autocast(name: str) -> None:
+def judge_autocast(name: str, hidden: int = 20) -> None:
     x, w, residual, autocast, skip, y = AUTOCAST[name]
-    tensors, dy = mixed_inputs(x, w, residual, 11)
+    tensors, dy = mixed_inputs(x, w, residual, 11, (72, hidden))
     options: dict[str, Any] = {"skip": skip, "scale": 0.5}
     fused = evaluate(under(autocast, aim_fast.adapter), tensors, dy, **options)
     assert fused["y"].dtype is y
@@ -155,6 +158,12 @@ def judge_autocast(name: str) -> None:
 @pytest.mark.parametrize("name", AUTOCAST)
 def test_autocast(interpreted: Interpreted, name: str) -> None:
     interpreted(judge_autocast, name)
+
+
+@pytest.mark.parametrize(("name", "hidden"), [("mlp_adapter", 512), ("t_adapter_in", 300), ("s_adapter_fp16", 450)])
+def test_autocast_with_a_wide_hidden(interpreted: Interpreted, name: str, hidden: int) -> None:
+    """Four parts of 128 where the weights arrive in fp32 and are multiplied in 16 bits; the last one ragged or not."""
+    interpreted(judge_autocast, name, hidden)
 
 
 def judge_promotion(name: str) -> None:

@@ -265,8 +265,8 @@ def test_the_command_without_a_gpu(capsys: pytest.CaptureFixture[str], folder: P
 
 
 def test_estimates_and_measurements_speak_of_the_same_loads() -> None:
-    """Every shape that the command measures has tiles, but for H above 256 in fp32 and amp."""
+    """Every shape that the command measures has tiles."""
     for load in ("half", "amp", "ieee"):
         for D, H in tune.SHAPES:
             case = Case(1000, D, H, load, 2, 2, 2, 2)
-            assert (estimate.best_plan(GPU, "fwd", case) is not None) is (load == "half" or H <= 256)
+            assert estimate.best_plan(GPU, "fwd", case) is not None
