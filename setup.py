@@ -94,7 +94,8 @@ def find_cuda() -> Cuda:
         libs = [path.parent for name in ("lib64", "lib") for path in folder.glob(f"{name}/libcudart_static.a")]
         if nvcc.exists() and (include / "cuda_runtime.h").exists() and libs:
             return Cuda(nvcc, include, libs[0], sorted(set(archs), key=lambda arch: (number(arch), arch)))
-    raise CannotBuildError("no nvcc with headers and libraries; install the CUDA toolkit >= 12 or set CUDA_HOME, then install again")
+    remedy = "install the CUDA toolkit >= 12 or set CUDA_HOME, then install again"
+    raise CannotBuildError(f"no nvcc with headers and libraries; {remedy}")
 
 
 def find_ninja() -> list[str]:
