@@ -26,6 +26,7 @@ struct ColumnsShared {
   const char* wide[kFoundSteps][kColumnsStep];
   float row_scale[kFoundSteps][kColumnsStep];  // 0 beyond the range
 };
+static_assert(sizeof(ColumnsShared<192>) <= kMaxShared);
 
 template <class T, int kTileH>
 struct ColumnsTile {

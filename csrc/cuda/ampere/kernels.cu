@@ -41,8 +41,11 @@ int launch_rows(const RowsCall& call, const Problem& p, const Device& device, bo
   const RowsKernel* kernel = kRowsKernels;
   while (kernel->hidden < p.H) ++kernel;
   const RowsPlan plan = choose_rows_plan(p, device, bool(call.output));
-  const Grid grid{dim3(static_cast<unsigned>((p.M + plan.rows - 1) / plan.rows), call.output ? plan.parts : 1),
-                  dim3(plan.rows / kWarpRows * kLanes), 1, kernel->shared_bytes(plan.rows, call.input.dtype)};
+  // Wide rows of fp32 leave room for a warp less.
+  int rows = plan.rows;
+  while (kernel->shared_bytes(rows, call.input.dtype) > kMaxShared) rows -= kWarpRows;
+  const Grid grid{dim3(static_cast<unsigned>((p.M + rows - 1) / rows), call.output ? plan.parts : 1),
+                  dim3(rows / kWarpRows * kLanes), 1, kernel->shared_bytes(rows, call.input.dtype)};
   const auto& launchers = backward ? kernel->backward : kernel->forward;
   return launchers[p.dtype == Dtype::kFloat16](call, grid, device.stream);
 }

@@ -2,6 +2,7 @@
 // dtype are the same for the whole grid.
 #pragma once
 
+#include "cuda/ampere/tiles.h"
 #include "cuda/vectors.h"
 
 namespace aim_fast::cuda::ampere {
@@ -46,6 +47,16 @@ AIM_DEVICE void store_piece(char* row, Dtype dtype, int64_t column, const float 
   } else {
     *reinterpret_cast<uint4*>(to) = {pack_as(dtype, values[0], values[1]), pack_as(dtype, values[2], values[3]),
                                      pack_as(dtype, values[4], values[5]), pack_as(dtype, values[6], values[7])};
+  }
+}
+
+// Eight neighbouring floats of a tile of fp32.
+template <int kPitch>
+AIM_DEVICE void load_float_piece(const uint8_t* tile, int row, int piece, float (&values)[kPiece]) {
+#pragma unroll
+  for (int i = 0; i < 2; ++i) {
+    const float4 chunk = *reinterpret_cast<const float4*>(tile + float_chunk_offset<kPitch>(row, piece * 2 + i));
+    values[4 * i] = chunk.x, values[4 * i + 1] = chunk.y, values[4 * i + 2] = chunk.z, values[4 * i + 3] = chunk.w;
   }
 }
 

@@ -73,7 +73,7 @@ __global__ void __launch_bounds__(kMaxThreads, kRowsCtas<kHidden>)
 #pragma unroll 1
   for (int step = 0; step < tile.input_steps; ++step) {
     uint8_t* slot = tile.template enter<Step::kInput>();
-    if (rounds) tile.store_rounded(slot, step * tile.kDepth);
+    if (rounds) tile.store_rounded(slot, step * kDepth);
     if (needs_dz) tile.multiply_input(sums, slot);
   }
   uint32_t hidden[kHidden / 16][4];

@@ -10,6 +10,7 @@
 namespace aim_fast::cuda::ampere {
 
 constexpr int kLanes = 32;
+constexpr size_t kMaxShared = 99 << 10;  // what every GPU from sm_80 on gives a CTA
 constexpr int kChunkBytes = 16;
 constexpr int kChunk = 8;  // 16-bit elements in 16 bytes
 
