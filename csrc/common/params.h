@@ -64,7 +64,7 @@ struct Problem {
   float alpha;
   Activation activation;
   bool skip;
-  Dtype dtype;  // of the products
+  Dtype dtype;      // of the products
   int threads = 1;  // in the host's pool; results do not depend on it
   RunSteps run_steps = nullptr;
 };
