@@ -15,31 +15,26 @@ class Consumer {
   static constexpr int kWide = std::min(H, 256), kRest = H - kWide;
 
  public:
-  AIM_DEVICE Consumer(const RowsCall& call, uint8_t* memory, uint32_t rank)
+  AIM_DEVICE Consumer(const RowsCall& call, uint8_t* memory)
       : call_(call),
         memory_(memory),
         ring_{ptx::shared_address(memory)},
-        rank_(rank),
         lane_(threadIdx.x % 32),
         group_(threadIdx.x / 128),
         warp_(threadIdx.x / 32 % 4),
-        staging_(memory + Plan::kStaging + (group_ * 4 + warp_) * 2 * kBlockBytes,
+        staging_(memory + Plan::kStaging + group_ * 2 * kTileBytes + warp_ * kBlockBytes,
                  reinterpret_cast<char**>(memory + Plan::kAddresses) + (group_ * 4 + warp_) * 2 * kWarpRows, lane_) {}
 
-  AIM_DEVICE void run(int first, int stride) {
+  AIM_DEVICE void run() {
     scale_ = call_.alpha;
     if (call_.scale && !call_.wide_scale) scale_ *= load_float(call_.scale.data, call_.scale.dtype, 0);
 #pragma unroll 1
-    for (int i = first; i < call_.items; i += stride) {
-      const Item item = item_of(call_, i, rank_);
+    for (int i = first_item(call_); i < call_.items; i += item_stride(call_)) {
+      const Item item = item_of(call_, i);
       begin(item);
       float z[H / 2];              // [64, H]; dh in the backward
       uint32_t hidden[H / 16][4];  // the same rounded, as the second product's operand; dz in the backward
-      if constexpr (Plan::kFloatInput) {
-        first_product_of_floats(z, item);
-      } else {
-        first_product(z);
-      }
+      first_product(z, item);
       if constexpr (kBackward) {
         backward_hidden(z, hidden, item);
       } else {
@@ -64,111 +59,88 @@ class Consumer {
     }
   }
 
-  // z [64, H] (+)= a [64, 16] by columns 16 k to 16 k + 15 of the weights in a stage.
-  template <class A>
-  AIM_DEVICE static void multiply_first(float (&z)[H / 2], const A& a, uint32_t weights, int k, int keep) {
-    auto& wide = reinterpret_cast<float (&)[kWide / 2]>(z[0]);
-    multiply_first<kWide>(wide, a, weights, k, keep);
-    if constexpr (kRest > 0) {
-      auto& rest = reinterpret_cast<float (&)[kRest / 2]>(z[kWide / 2]);
-      multiply_first<kRest>(rest, a, weights + kWide * 128, k, keep);
+  AIM_DEVICE void first_product(float (&z)[H / 2], const Item& item) {
+    const bool keep_dy = kBackward && call_.keep_dy && item.leads;
+    // The first step apart: with a constant 0 for `keep` ptxas sees that nothing of the item before is needed.
+    ring_.wait_full();
+    first_step<true>(z, Plan::kFloatInput ? rounded_input(0, keep_dy) : input_tile());
+    int last = ring_.stage;
+    ring_.advance();
+#pragma unroll 1
+    for (int k = 1; k < call_.steps; ++k) {
+      ring_.wait_full();
+      if constexpr (Plan::kFloatInput) {
+        first_step<false>(z, rounded_input(k, keep_dy));  // waits for the step before
+      } else {
+        first_step<false>(z, input_tile());
+        ptx::wgmma_wait<1>();
+      }
+      release(last);
+      last = ring_.stage;
+      ring_.advance();
     }
+    ptx::wgmma_wait<0>();
+    ptx::wgmma_landed(z);
+    if constexpr (Plan::kFloatInput) sync_group();  // the staging buffers are read
+    release(last);
   }
-  template <int N, class A>
-  AIM_DEVICE static void multiply_first(float (&z)[N / 2], const A& a, uint32_t weights, int k, int keep) {
+
+  // z [64, H] (+)= the operand's tile [64, 64] by the weights of the ring's stage.
+  template <bool kFirst>
+  AIM_DEVICE void first_step(float (&z)[H / 2], uint32_t tile) {
+    const uint64_t a = ptx::descriptor_k_major(tile);
+    const uint32_t weights = ring_.other(ring_.stage);
+    ptx::wgmma_fence();
+#pragma unroll
+    for (int k = 0; k < 4; ++k) {
+      multiply_first<kWide>(reinterpret_cast<float (&)[kWide / 2]>(z[0]), a, weights, k, !kFirst || k > 0);
+      if constexpr (kRest > 0) {
+        auto& rest = reinterpret_cast<float (&)[kRest / 2]>(z[kWide / 2]);
+        multiply_first<kRest>(rest, a, weights + kWide * 128, k, !kFirst || k > 0);
+      }
+    }
+    ptx::wgmma_commit();
+  }
+  // z [64, N] (+)= columns 16 k to 16 k + 15 of a tile by the weights.
+  template <int N>
+  AIM_DEVICE static void multiply_first(float (&z)[N / 2], uint64_t a, uint32_t weights, int k, int keep) {
     // w1's tile is [H, 64], K-major; w2's is [64, H] in blocks of 64 columns, MN-major.
     const uint64_t b =
         kBackward ? ptx::descriptor_mn_major(weights, kTileBytes) + 128 * k : ptx::descriptor_k_major(weights) + 2 * k;
-    if constexpr (std::is_same_v<A, uint64_t>) {
-      ptx::Wgmma<N, T, false, kBackward>::ss(z, a, b, keep);
-    } else {
-      ptx::Wgmma<N, T, false, kBackward>::rs(z, a, b, keep);
-    }
+    ptx::Wgmma<N, T, false, kBackward>::ss(z, a + 2 * k, b, keep);
   }
 
-  AIM_DEVICE void first_product(float (&z)[H / 2]) {
-    // The first step apart: with a constant 0 for `keep` ptxas sees that nothing of the item before is needed.
-    first_step<true>(z);
-    int last = ring_.stage;
-    ring_.advance();
-#pragma unroll 1
-    for (int k = 1; k < call_.steps; ++k) {
-      first_step<false>(z);
-      ptx::wgmma_wait<1>();
-      release(last);
-      last = ring_.stage;
-      ring_.advance();
-    }
-    ptx::wgmma_wait<0>();
-    ptx::wgmma_landed(z);
-    release(last);
-  }
+  AIM_DEVICE uint32_t input_tile() const { return ring_.input(ring_.stage) + group_ * Plan::kInputBytes; }
 
-  template <bool kFirst>
-  AIM_DEVICE void first_step(float (&z)[H / 2]) {
-    ring_.wait_full();
-    const uint64_t a = ptx::descriptor_k_major(ring_.input(ring_.stage) + group_ * Plan::kInputBytes);
-    ptx::wgmma_fence();
-#pragma unroll
-    for (int k = 0; k < 4; ++k) multiply_first(z, uint64_t{a + 2 * k}, ring_.other(ring_.stage), k, !kFirst || k > 0);
-    ptx::wgmma_commit();
-  }
-
-  // fp32 rows are rounded on their way into the operand registers, those of a step while the step before is multiplied.
-  AIM_DEVICE void first_product_of_floats(float (&z)[H / 2], const Item& item) {
-    const bool keep_dy = kBackward && call_.keep_dy && item.leads;
-    uint32_t a[4][4];
-    ring_.wait_full();
-    round_input(a, 0, keep_dy);
-    multiply_registers<true>(z, a);
-    int last = ring_.stage;
-    ring_.advance();
-#pragma unroll 1
-    for (int k = 1; k < call_.steps; ++k) {
-      uint32_t next[4][4];
-      ring_.wait_full();
-      round_input(next, k, keep_dy);
-      ptx::wgmma_wait<0>();
-      release(last);
-#pragma unroll
-      for (int i = 0; i < 4; ++i) {
-        ptx::operand_read(a[i]);
-#pragma unroll
-        for (int q = 0; q < 4; ++q) a[i][q] = next[i][q];
-      }
-      multiply_registers<false>(z, a);
-      last = ring_.stage;
-      ring_.advance();
-    }
-    ptx::wgmma_wait<0>();
-    ptx::wgmma_landed(z);
-    release(last);
-  }
-
-  AIM_DEVICE void round_input(uint32_t (&a)[4][4], int step, bool keep_dy) {
+  // The group's fp32 rows of the ring's stage rounded into a tile in the staging buffers, and kept as dy if wanted.
+  // Read and rounded while the step before is multiplied; that has ended for every warp when this returns.
+  AIM_DEVICE uint32_t rounded_input(int step, bool keep_dy) {
     const InputBlock<Plan> input = input_block(ring_.stage);
+    uint32_t r[4][4];
 #pragma unroll
     for (int j = 0; j < 4; ++j) {
       float2 v[4];
       input.read(j, v);
 #pragma unroll
-      for (int q = 0; q < 4; ++q) a[j][q] = ptx::pack<T>(v[q].x, v[q].y);
+      for (int q = 0; q < 4; ++q) r[j][q] = ptx::pack<T>(v[q].x, v[q].y);
     }
-    if (keep_dy) {
-      staging_.acquire();
+    ptx::wgmma_wait<0>();
+    staging_.acquire();
 #pragma unroll
-      for (int j = 0; j < 4; ++j) staging_.put(j, a[j]);
+    for (int j = 0; j < 4; ++j) staging_.put(j, r[j]);
+    const uint32_t tile = staging_.address() - warp_ * kBlockBytes;
+    if (keep_dy) {
       staging_.send(call_.dy, step * kColumns);
+    } else {
+      ptx::fence_proxy_async();
+      staging_.next();
     }
+    sync_group();
+    return tile;
   }
 
-  template <bool kFirst>
-  AIM_DEVICE void multiply_registers(float (&z)[H / 2], const uint32_t (&a)[4][4]) {
-    ptx::wgmma_fence();
-#pragma unroll
-    for (int k = 0; k < 4; ++k) multiply_first(z, a[k], ring_.other(ring_.stage), k, !kFirst || k > 0);
-    ptx::wgmma_commit();
-  }
+  // The four warps that multiply together; barrier 0 is __syncthreads'.
+  AIM_DEVICE void sync_group() const { ptx::named_barrier_sync(1 + group_, 128); }
 
   // z += b1, stored if wanted; hidden = act(z).
   AIM_DEVICE void forward_hidden(const float (&z)[H / 2], uint32_t (&hidden)[H / 16][4], const Item& item) {
@@ -208,12 +180,10 @@ class Consumer {
       ring_.wait_full();
       const uint8_t* block = memory_ + (ring_.other(ring_.stage) - ring_.shared) + block_offset(kTileBytes);
 #pragma unroll
-      for (int j = 0; j < 4; ++j) ptx::ldmatrix_x4(z[j], block + fragment(lane_, j));
-      release(ring_.stage);
-      ring_.advance();
-#pragma unroll
       for (int j = 0; j < 4; ++j) {
         const int g = chunk * 4 + j;
+        ptx::ldmatrix_x4(z[j], block + fragment(lane_, j));
+        if (j == 3) release(ring_.stage);
         float h[8], d[8];
 #pragma unroll
         for (int q = 0; q < 4; ++q) {
@@ -228,6 +198,7 @@ class Consumer {
         pack(hidden[g], d);
         pack(z[j], h);
       }
+      ring_.advance();
       if (keep_dz) {
         staging_.acquire();
 #pragma unroll
@@ -322,7 +293,6 @@ class Consumer {
   const RowsCall& call_;
   uint8_t* const memory_;
   Ring<Plan> ring_;
-  const uint32_t rank_;
   const int lane_, group_, warp_;
   Staging staging_;
   float scale_;                     // alpha, and the scale if it is one number

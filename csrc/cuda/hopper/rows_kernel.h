@@ -25,7 +25,6 @@ __global__ void __launch_bounds__(Plan::kThreads, 1) rows_kernel(const AIM_GRID_
 #if !defined(__CUDA_ARCH__) || defined(__CUDA_ARCH_FEAT_SM90_ALL)
   AIM_DYNAMIC_SHARED(memory);
   const int consumers = call.grid.consumers, cluster = call.grid.cluster;
-  const uint32_t rank = cluster > 1 ? ptx::cluster_rank() : 0;
   const Ring<Plan> ring{ptx::shared_address(memory)};
   if (threadIdx.x == 0) {
     for (int s = 0; s < Plan::kStages; ++s) {
@@ -39,14 +38,13 @@ __global__ void __launch_bounds__(Plan::kThreads, 1) rows_kernel(const AIM_GRID_
   } else {
     __syncthreads();
   }
-  const int first = blockIdx.x / cluster, stride = gridDim.x / cluster;
   if (threadIdx.x / 128 == consumers) {
     ptx::lower_registers<Plan::kProducerRegisters>();  // by the whole warpgroup
-    if (threadIdx.x % 128 == 0) Producer<Plan>(call, ring.shared, rank).run(first, stride);
+    if (threadIdx.x % 128 == 0) Producer<Plan>(call, ring.shared).run();
     __syncwarp();
   } else {
     ptx::raise_registers<Plan::kRegisters>();
-    Consumer<Plan>(call, memory, rank).run(first, stride);
+    Consumer<Plan>(call, memory).run();
   }
   // No CTA leaves while the other may still write to its shared memory.
   if (cluster > 1) ptx::cluster_sync();

@@ -1,7 +1,7 @@
 // The compile-time half of a row kernel's plan: how a CTA's shared memory and registers are shared out.
 //
 //     stages     [input rows | weights, or z of the backward], a ring that TMA fills
-//     staging    two buffers of 16 rows by 64 columns a consumer warp, on their way out or holding a residual
+//     staging    two tiles of 64 rows by 64 columns a consumer: rows on their way out, a residual, fp32 rows rounded
 //     addresses  of the result's and the residual's rows, where those have no tensor map
 //     barriers   full and empty, one of each a stage
 #pragma once
@@ -27,7 +27,7 @@ struct RowsPlan {
   // K1's tiles of z come where the weights of other steps are, so that the input rows beside them survive.
   static constexpr int kOtherBytes = kBackward ? std::max(kWeightBytes, kConsumers* kTileBytes) : kWeightBytes;
   static constexpr int kStageBytes = kConsumers * kInputBytes + kOtherBytes;
-  static constexpr int kStagingBytes = kConsumers * 4 * 2 * kBlockBytes;
+  static constexpr int kStagingBytes = kConsumers * 2 * kTileBytes;
   static constexpr int kAddressBytes = kConsumers * kGroupRows * 2 * 8;
   static constexpr int kSharedLimit = 227 << 10;
   // Four cover the latency of DRAM with room to spare (ROWS.md); wide hidden blocks and fp32 rows leave fewer.

@@ -9,15 +9,15 @@ namespace aim_fast::cuda::hopper {
 template <class Plan>
 class Producer {
  public:
-  AIM_DEVICE Producer(const RowsCall& call, uint32_t shared, uint32_t rank) : call_(call), ring_{shared}, rank_(rank) {}
+  AIM_DEVICE Producer(const RowsCall& call, uint32_t shared) : call_(call), ring_{shared} {}
 
-  AIM_DEVICE void run(int first, int stride) {
+  AIM_DEVICE void run() {
 #pragma unroll 1
-    for (int i = first; i < call_.items; i += stride) {
-      const Item item = item_of(call_, i, rank_);
+    for (int i = first_item(call_); i < call_.items; i += item_stride(call_)) {
+      const Item item = item_of(call_, i);
       first_product(item);
       if constexpr (Plan::kBackward) hidden(item);
-      if (item.count) second_product(item, i + stride);
+      if (item.count) second_product(item, i + item_stride(call_));
     }
   }
 
@@ -54,7 +54,7 @@ class Producer {
 
   AIM_DEVICE void second_product(const Item& item, int next) {
     const bool more = next < call_.items;
-    const uint32_t next_row = more ? item_of(call_, next, rank_).row : 0;
+    const uint32_t next_row = more ? item_of(call_, next).row : 0;
 #pragma unroll 1
     for (int i = 0; i < item.count; ++i) {
       const int column = column_of<Plan>(call_, item, i);
@@ -110,8 +110,8 @@ class Producer {
   }
 
   // In a cluster of two each producer fetches the half of its rank, for both.
-  AIM_DEVICE int first_half() const { return call_.grid.cluster == 2 ? rank_ : 0; }
-  AIM_DEVICE int end_half() const { return call_.grid.cluster == 2 ? rank_ + 1 : 2; }
+  AIM_DEVICE int first_half() const { return call_.grid.cluster == 2 ? rank_of(call_) : 0; }
+  AIM_DEVICE int end_half() const { return call_.grid.cluster == 2 ? rank_of(call_) + 1 : 2; }
 
   AIM_DEVICE void weights(int offset, const ptx::TensorMap& map, int x, int y) {
     const uint32_t to = ring_.other(ring_.stage) + offset, full = ring_.full(ring_.stage);
@@ -134,7 +134,6 @@ class Producer {
 
   const RowsCall& call_;
   Ring<Plan> ring_;
-  const uint32_t rank_;
 };
 
 }  // namespace aim_fast::cuda::hopper

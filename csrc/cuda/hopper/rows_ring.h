@@ -33,11 +33,18 @@ struct Item {
   bool leads;        // writes what does not depend on the part of the columns
 };
 
-AIM_DEVICE Item item_of(const RowsCall& call, int index, uint32_t rank) {
+// This CTA's place in its cluster, and the cluster's items. All said anew where they are needed: registers that live
+// through both products are dear.
+AIM_DEVICE int rank_of(const RowsCall& call) { return blockIdx.x & (call.grid.cluster - 1); }
+AIM_DEVICE int first_item(const RowsCall& call) { return blockIdx.x >> (call.grid.cluster - 1); }
+AIM_DEVICE int item_stride(const RowsCall& call) { return gridDim.x >> (call.grid.cluster - 1); }
+
+AIM_DEVICE Item item_of(const RowsCall& call, int index) {
   const RowsGrid& grid = call.grid;
   const int block = index / grid.parts, part = index - block * grid.parts;
   const int first = part * call.steps / grid.parts, end = (part + 1) * call.steps / grid.parts;
-  return {(block * grid.cluster + rank) * grid.consumers * kGroupRows, first, call.second ? end - first : 0, part == 0};
+  return {(block * grid.cluster + rank_of(call)) * grid.consumers * kGroupRows, first, call.second ? end - first : 0,
+          part == 0};
 }
 
 // The column block of the second product's step i. The ring still has the input tiles of the first product's last

@@ -1,5 +1,6 @@
 // A consumer warp's two buffers of 16 rows by 64 columns in shared memory, in the layout of the 128-byte swizzle: what
-// it writes leaves through them, and a residual's rows come in through them.
+// it writes leaves through them, and a residual's rows come in through them. Those of a group's warps that have the
+// same turn are one tile of 64 rows, which wgmma can read.
 #pragma once
 
 #include "cuda/hopper/rows_plan.h"
@@ -15,7 +16,8 @@ AIM_DEVICE uint32_t fragment(int lane, int j) {
 
 class Staging {
  public:
-  // buffers: this warp's; addresses: [2, 16], of the result's rows and of the residual's.
+  // buffers: this warp's first, kTileBytes before its second; addresses: [2, 16], of the result's rows and of the
+  // residual's.
   AIM_DEVICE Staging(uint8_t* buffers, char** addresses, int lane)
       : buffers_(buffers), addresses_(addresses), lane_(lane) {}
 
@@ -42,17 +44,19 @@ class Staging {
     ptx::stmatrix_x4(buffers_ + turn_ + fragment(lane_, j), r[0], r[1], r[2], r[3]);
   }
   AIM_DEVICE void get(int j, uint32_t (&r)[4]) const { ptx::ldmatrix_x4(r, buffers_ + turn_ + fragment(lane_, j)); }
+  // In shared memory, of the buffer whose turn it is.
+  AIM_DEVICE uint32_t address() const { return ptx::shared_address(buffers_ + turn_); }
   // The turn passes, and what was sent in it becomes a group; an empty one too, as `acquire` counts one to each turn.
   AIM_DEVICE void next() {
     if (lane_ == 0) ptx::bulk_commit();
-    turn_ ^= kBlockBytes;
+    turn_ ^= kTileBytes;
   }
 
   // Sends the block to this column by TMA, which leaves out rows beyond the last.
   AIM_DEVICE void send(const ptx::TensorMap& map, int column) {
     ptx::fence_proxy_async();
     __syncwarp();
-    if (lane_ == 0) ptx::tma_store(&map, ptx::shared_address(buffers_ + turn_), column, row_);
+    if (lane_ == 0) ptx::tma_store(&map, address(), column, row_);
     next();
   }
 
@@ -73,7 +77,7 @@ class Staging {
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
       const int row = 4 * i + lane_ / 8;
-      ptx::cp_async_16(buffers_ + (turn_ ^ ahead * kBlockBytes) + swizzled(row),
+      ptx::cp_async_16(buffers_ + (turn_ ^ ahead * kTileBytes) + swizzled(row),
                        residual_row(row) + 2 * column + lane_ % 8 * 16);
     }
     ptx::cp_async_commit();

@@ -43,14 +43,6 @@ AIM_DEVICE void wgmma_landed([[maybe_unused]] float (&d)[N]) {
 #endif
 }
 
-// No instruction: registers that a wgmma in flight reads may not be written, so the compiler must keep other values out
-// of them until it ends. Call this after the wait that ends it.
-AIM_DEVICE void operand_read([[maybe_unused]] uint32_t (&a)[4]) {
-#ifdef __CUDACC__
-  asm volatile("" : "+r"(a[0]), "+r"(a[1]), "+r"(a[2]), "+r"(a[3])::"memory");
-#endif
-}
-
 // Asynchronous Warpgroup Level Matrix Shared Memory Layout, Matrix Descriptor: start, strides, swizzle.
 namespace descriptor {
 constexpr uint64_t kSwizzle128 = 1ull << 62;
