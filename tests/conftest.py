@@ -153,11 +153,16 @@ def emulator() -> None:
 
 
 @pytest.fixture(scope="session")
-def emulated(emulator: None) -> Iterator[Callable[..., Any]]:
+def emulated_library(emulator: None) -> None:
+    """The library of the emulated CUDA kernels, up to date."""
+    emulation.build()
+
+
+@pytest.fixture(scope="session")
+def emulated(emulated_library: None) -> Iterator[Callable[..., Any]]:
     """Calls a module-level function in a process of its own, where the CUDA kernels run CPU tensors, emulated.
 
     New memory is full of NaN there, results and workspace alike.
     """
-    emulation.build()
     with process(emulation.ENVIRONMENT, emulation.start) as call:
         yield call

@@ -113,6 +113,22 @@ def assert_judged(
     assert not failures, "; ".join(failures)
 
 
+def assert_model_judged(fused: Mapping[str, Tensor], eager: Mapping[str, Tensor], truth: Mapping[str, Tensor]) -> None:
+    """As assert_judged, of a model of many layers, by errors relative to each tensor's largest value.
+
+    Each gradient has the rounding of every layer in it, and which tensor it hits most is chance. So what eager may be
+    taken for in any of them is the worst that it does in all of them.
+    """
+    assert fused.keys() == eager.keys() == truth.keys()
+    scales = {name: t.abs().max() for name, t in truth.items()}
+    worst = max(float((eager[name].double() - t).abs().max() / scales[name]) for name, t in truth.items())
+    for name, t in truth.items():
+        assert (fused[name].dtype, fused[name].shape) == (eager[name].dtype, eager[name].shape), name
+        error = float((fused[name].double() - t).abs().max() / scales[name])
+        allowed = testing.SLACK[fused[name].dtype] * worst + torch.finfo(fused[name].dtype).eps
+        assert error <= allowed, f"{name}: relative error {error:.3g}, eager's worst {worst:.3g}, allowed {allowed:.3g}"
+
+
 def judge(tensors: Tensors, dy: Tensor | None, *, per_row: bool = False, **options: Any) -> dict[str, Tensor]:
     """Judge `aim_fast.adapter` for y and every gradient; returns its results."""
     fused = evaluate(aim_fast.adapter, tensors, dy, **options)

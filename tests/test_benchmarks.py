@@ -147,7 +147,7 @@ def test_refuses_to_time_a_wrong_kernel(
     assert status == 1
     assert written["rows"] == []
     assert len(written["problems"]) == 1
-    assert f"sam_b_small fp32 {kind}: wrong, not timed: {named} error" in written["problems"][0]
+    assert f"sam_b_small fp32 {kind}: wrong, not timed: fused: {named} error" in written["problems"][0]
     assert written["problems"][0] in capsys.readouterr().out
 
 

@@ -1,7 +1,7 @@
 """The kernels of csrc/cuda/ampere against float64, in every plan and order of asynchronous work, and their bits.
 
-They run where the loaded library has them: emulated on the CPU (AIM_FAST_LIBRARY=build/emulated/libaim_fast.so, built
-with AIM_FAST_EMULATE=1), or on a GPU.
+They run where the loaded library has them: emulated, in the process that test_cuda_files.py starts,
+or on a GPU.
 """
 
 from __future__ import annotations
@@ -23,10 +23,9 @@ BF16, FP16, FP32 = torch.bfloat16, torch.float16, torch.float32
 OPS = torch.ops.aim_fast
 EMULATED = torch._C._dispatch_has_kernel_for_dispatch_key("aim_fast::cuda_forward", "CPU")
 DEVICE = "cpu" if EMULATED else "cuda"
-pytestmark = [
-    pytest.mark.usefixtures("poison"),
-    pytest.mark.skipif(not (EMULATED or torch.cuda.is_available()), reason="needs the emulated library, or a GPU"),
-]
+if not (EMULATED or torch.cuda.is_available()):
+    pytest.skip("needs the emulated library, or a GPU", allow_module_level=True)
+pytestmark = pytest.mark.usefixtures("poison")
 
 # Order of completion (0 at once, 1 as late as possible, 2 at random) and seed.
 ORDERS = ((0, 0), (1, 0), (2, 1), (2, 2))

@@ -1,7 +1,7 @@
 """The gradients of the parameters as csrc/cuda/hopper/columns_kernel.h and csrc/cuda/sum.cu form them, against float64.
 
-They run where the loaded library has them: emulated on the CPU (AIM_FAST_LIBRARY=build/emulated/libaim_fast.so, built
-with AIM_FAST_EMULATE=1), or on a GPU of compute capability 9.0.
+They run where the loaded library has them: emulated, in the process that test_cuda_files.py starts,
+or on a GPU of compute capability 9.0.
 """
 
 from __future__ import annotations
@@ -21,10 +21,9 @@ OPS = torch.ops.aim_fast
 EMULATED = torch._C._dispatch_has_kernel_for_dispatch_key("aim_fast::cuda_backward", "CPU")
 DEVICE = "cpu" if EMULATED else "cuda"
 HOPPER = not EMULATED and torch.cuda.is_available() and torch.cuda.get_device_capability() == (9, 0)
-pytestmark = [
-    pytest.mark.usefixtures("poison"),
-    pytest.mark.skipif(not (EMULATED or HOPPER), reason="needs the emulated library, or a GPU of capability 9.0"),
-]
+if not (EMULATED or HOPPER):
+    pytest.skip("needs the emulated library, or a GPU of capability 9.0", allow_module_level=True)
+pytestmark = pytest.mark.usefixtures("poison")
 
 NAMES = ("dx", "dw1", "db1", "dw2", "db2", "dscale")
 PARAMETERS = 0b111110  # all gradients but dx

@@ -85,3 +85,15 @@ def test_only_a_limit_of_another_backend_skips(
     with pytest.raises((ValueError, pytest.skip.Exception), match=text) as raised:
         call.throw(ValueError(text))
     assert raised.type is outcome
+
+
+@pytest.mark.parametrize("fault", [0.0, 1e-4, float("nan")])
+def test_a_model_is_judged_by_eagers_worst_tensor(fault: float) -> None:
+    truth = {name: torch.tensor([1.0, -2.0], dtype=torch.float64) for name in ("a", "b")}
+    eager = {"a": truth["a"].float() * (1 + 1e-5), "b": truth["b"].float()}
+    ours = {"a": truth["a"].float(), "b": truth["b"].float() * (1 + 3e-5 + fault)}
+    if fault == 0:
+        judge.assert_model_judged(ours, eager, truth)
+        return
+    with pytest.raises(AssertionError, match="b: relative error"):
+        judge.assert_model_judged(ours, eager, truth)
