@@ -41,6 +41,7 @@ X86_FLAGS = {
     "isa_avx2": "-mavx2 -mfma -mf16c",
     "isa_avx512": AVX512,
     "isa_avx512_bf16": f"{AVX512} -mavx512bf16",
+    "isa_amx": f"{AVX512} -mavx512bf16",  # the tiles' instructions are spelled out: gcc 10 has no flag for them
 }
 
 

@@ -77,7 +77,8 @@ class Backward {
   static constexpr int64_t kCutFor = 2;  // threads; any number may come
 
   // A paired buffer of one block: its rows in units, columns with a stride that spreads over the cache's sets.
-  int64_t paired_units() const { return ceil_div(blocks_.rows, Op::kPerUnit); }
+  int64_t paired_units() const { return units_of(blocks_.rows); }
+  static int64_t units_of(int64_t rows) { return round_up(ceil_div(rows, Op::kPerUnit), kLeft); }
   static int64_t panel_units(int64_t lines) { return lines * kUnits * kNR; }
   int64_t weight_panel() const { return round_up(p_.H, kStep) * kNR; }
 
@@ -153,6 +154,7 @@ class Backward {
 
   // Block `index`, the i-th of its group.
   void block(int64_t i, int64_t index) {
+    const Matrix matrix;
     const int64_t first = index * blocks_.rows, count = least(blocks_.rows, p_.M - first);
     Layout layout;
     const size_t d_at = layout.add(blocks_.rows * lines_d_ * kUnits * sizeof(Unit));
@@ -186,7 +188,7 @@ class Backward {
       };
       block_product<Op>(count, p_.H, lines_d_, lines, w1_, [](auto...) {}, z_tile);
     }
-    const int64_t units = ceil_div(count, Op::kPerUnit);
+    const int64_t units = units_of(count);
     const int64_t at = i * paired_units() * ld_d_, width = panels_d_ * kNR;
     if (p_.dw1) pack_paired<Op>(x_rows, count, p_.D, 0, width, p_.x.dtype, x_rounding, units, x_ + at, ld_d_);
     if (p_.dw2) pack_paired<Op>(dy_rows, count, p_.D, 0, width, p_.dy.dtype, Dtype::kFloat32, units, dy_ + at, ld_d_);
@@ -198,16 +200,16 @@ class Backward {
     }
     float* db1 = p_.db1 ? db1_parts_ + i * panels_h_ * kNR : nullptr;
     if (db1) zero(db1, panels_h_ * kNR);
-    Unit* dz_paired = p_.dw1 ? dz_ + i * paired_units() * ld_h_ : nullptr;
-    Unit* h_paired = p_.dw2 ? h_ + i * paired_units() * ld_h_ : nullptr;
+    Unit* dz_left = p_.dw1 ? dz_ + i * paired_units() * ld_h_ : nullptr;
+    Unit* h_left = p_.dw2 ? h_ + i * paired_units() * ld_h_ : nullptr;
     auto hidden_tile = [&](int64_t m, int64_t rows, int64_t n, int64_t columns, float* c) {
       alignas(64) float h[kMR * kNR] = {};  // an odd tile pairs its last row with one of zeros
       const Span sum = hidden_gradient(p_, z_rows + m, z_dtype, factors + m, rows, n, columns, c, h);
       if (db1) store_span(db1 + n, load_span(db1 + n) + sum);
       if (p_.dx) store_lines<Op>(c, rows, n, dz + m * lines_h_ * kUnits);
       if (p_.dscale) store_lines<Op>(h, rows, n, h_lines + m * lines_h_ * kUnits);
-      if (dz_paired) store_paired(c, rows, dz_paired + m / Op::kPerUnit * ld_h_ + n);
-      if (h_paired) store_paired(h, rows, h_paired + m / Op::kPerUnit * ld_h_ + n);
+      if (dz_left) store_left<Op>(c, rows, dz_left + m / Op::kPerUnit * ld_h_ + n * kLeft, ld_h_);
+      if (h_left) store_left<Op>(h, rows, h_left + m / Op::kPerUnit * ld_h_ + n * kLeft, ld_h_);
     };
     // Without dz the product over no lines gives dh = 0, and its epilogue h.
     block_product<Op>(count, p_.H, need_dz_ ? lines_d_ : 0, lines, w2_back_, [](auto...) {}, hidden_tile);
@@ -251,15 +253,6 @@ class Backward {
     block_product<Op>(count, p_.D, lines_h_, dz, w1_back_, fetch_tile, dx_tile);
   }
 
-  void store_paired(const float* c, int64_t rows, Unit* out) const {
-    for (int64_t r = 0; r < rows; r += Op::kPerUnit, out += ld_h_) {
-      for (int j = 0; j < kNR; j += kLanes) {
-        const float* even = c + r * kNR + j;
-        store_vector(out + j, Op::pair_floats(even, even + kNR));
-      }
-    }
-  }
-
   // The sum over rows of row_scale * dy, tile by tile: short sums first lose less.
   void sum_rows(char* const* dy_rows, const float* factors, int64_t count, float* out) const {
     zero(out, panels_d_ * kNR);
@@ -280,6 +273,7 @@ class Backward {
 
   // Panel i of dw1, or of G, gains the rows of the group that begins with this block.
   void weights(int64_t first_block, int64_t i) {
+    const Matrix matrix;
     const bool of_w1 = i < panels_d_;
     if (!(of_w1 ? p_.dw1 : p_.dw2)) return;
     i %= panels_d_;
@@ -289,10 +283,10 @@ class Backward {
     const int64_t rows = least(group_ * blocks_.rows, p_.M - first_block * blocks_.rows);
     const int64_t step = run_ * blocks_.rows;
     for (int64_t m = 0; m < rows; m += step) {
-      const int64_t u = m / Op::kPerUnit, units = ceil_div(least(step, rows - m), Op::kPerUnit);
+      const int64_t u = m / Op::kPerUnit, units = units_of(least(step, rows - m));
       for (int64_t n = 0; n < p_.H; n += kMR) {
         with_height(least<int64_t>(kMR, p_.H - n), [&](auto height) {
-          tile_rows<Op, decltype(height)::value>(units, left + u * ld_h_ + n, ld_h_, right + u * ld_d_, ld_d_,
+          tile_rows<Op, decltype(height)::value>(units, left + u * ld_h_ + n * kLeft, ld_h_, right + u * ld_d_, ld_d_,
                                                  sums + n * kNR);
         });
       }

@@ -78,6 +78,7 @@ class Forward {
 
   // A block of rows, all the way.
   void block(int64_t i) {
+    const Matrix matrix;
     Layout layout;
     const size_t x_at = layout.add(blocks_.rows * lines_d_ * kUnits * sizeof(Unit));
     const size_t h_at = layout.add(blocks_.rows * lines_h_ * kUnits * sizeof(Unit));

@@ -5,21 +5,29 @@
 //
 //   lines   [tile][line][kMR][kUnits]   left operand of a product along columns: one pointer, constant displacements
 //   panel   [unit][kNR]                 right operand: kNR columns, the summed dimension outermost
-//   paired  [unit of rows][column]      both operands of a product along rows (weight gradients)
+//   paired  [unit of rows][column]      right operand of a product along rows (weight gradients)
+//   left    [unit of rows][column]      its left operand; with matrix tiles [line of rows][column][kUnits]
 //
 // Measured: EPYC (Zen 4), AVX-512: the loops over a tile have to unroll fully, else the accumulators live in memory.
 #pragma once
 
 #include "dtypes.h"
+#include "matrix.h"
 
 namespace aim_fast::AIM_FAST_ISA {
 
-#if AIM_FAST_VECTOR_BYTES == 64
+#if defined(AIM_FAST_AMX)
+constexpr int kMR = 2 * Matrix::kRows;  // two by two tiles of accumulators
+#elif AIM_FAST_VECTOR_BYTES == 64
 constexpr int kMR = 12;  // 24 accumulators of 32 registers
 #else
 constexpr int kMR = 6;  // 12 of 16
 #endif
+#if defined(AIM_FAST_AMX)
+constexpr int kStep = Matrix::kRows;  // tiles come with 1 or 2 times as many rows
+#else
 constexpr int kStep = kMR / 3;  // tiles come with 1, 2 or 3 times as many rows
+#endif
 constexpr int kNR = 2 * kLanes;
 constexpr int kUnits = least(16, kNR);  // no more than a panel, so that whole panels fill whole lines
 
@@ -85,6 +93,36 @@ struct BFloat16Operand {
 };
 #endif
 
+// Units of rows that follow each other in memory in a left operand of a product along rows.
+#if defined(AIM_FAST_AMX)
+constexpr int kLeft = kUnits;
+#else
+constexpr int kLeft = 1;
+#endif
+
+#if defined(AIM_FAST_AMX)
+
+// c [R, kNR] = sum over lines of a (lines) times b (panel).
+template <class Op, int R>
+void tile_columns(int64_t lines, const typename Op::Unit* a, const typename Op::Unit* b, float* c) {
+  Matrix::Sums<R / Matrix::kRows> sums;
+  sums.zero();
+  for (int64_t line = 0; line < lines; ++line, a += kMR * kUnits, b += kUnits * kNR) sums.multiply(a, kUnits, b, kNR);
+  sums.store(c, kNR);
+}
+
+// c [R, kNR] += a^T b over units of rows: a left, b paired, with row strides lda, ldb in units; zero up to whole lines.
+template <class Op, int R>
+void tile_rows(int64_t units, const typename Op::Unit* a, int64_t lda, const typename Op::Unit* b, int64_t ldb,
+               float* c) {
+  Matrix::Sums<R / Matrix::kRows> sums;
+  sums.load(c, kNR);
+  for (int64_t u = 0; u < units; u += kUnits, a += kUnits * lda, b += kUnits * ldb) sums.multiply(a, kUnits, b, ldb);
+  sums.store(c, kNR);
+}
+
+#else
+
 // c [R, kNR] = sum over lines of a (lines) times b (panel).
 template <class Op, int R>
 void tile_columns(int64_t lines, const typename Op::Unit* a, const typename Op::Unit* b, float* c) {
@@ -109,7 +147,7 @@ void tile_columns(int64_t lines, const typename Op::Unit* a, const typename Op::
   }
 }
 
-// c [R, kNR] += a^T b over units of rows: a, b paired with row strides lda, ldb in units.
+// c [R, kNR] += a^T b over units of rows: a left, b paired, with row strides lda, ldb in units.
 template <class Op, int R>
 void tile_rows(int64_t units, const typename Op::Unit* a, int64_t lda, const typename Op::Unit* b, int64_t ldb,
                float* c) {
@@ -131,6 +169,8 @@ void tile_rows(int64_t units, const typename Op::Unit* a, int64_t lda, const typ
     store_vector(c + r * kNR + kLanes, load_vector<Float>(c + r * kNR + kLanes) + sum[r][1]);
   }
 }
+
+#endif
 
 // Calls f with the smallest tile height that covers `rows`, as a compile-time constant.
 template <int R>

@@ -14,7 +14,8 @@ namespace aim_fast {
 
 extern const Kernels kernels_portable;
 #if defined(__x86_64__)
-extern const Kernels kernels_avx2, kernels_avx512, kernels_avx512_bf16;
+extern const Kernels kernels_avx2, kernels_avx512, kernels_avx512_bf16, kernels_amx;
+bool has_amx();  // and may use it
 #endif
 
 namespace {
@@ -28,8 +29,8 @@ bool has_f16c() {
 #endif
 
 struct Available {
-  const Kernels* sets[4];
-  const char* names[4];
+  const Kernels* sets[5];
+  const char* names[5];
   int count = 0;
 
   void add(const Kernels& set, bool runs) {
@@ -44,7 +45,9 @@ struct Available {
     const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && has_f16c();
     const bool avx512 = avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                         __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
-    add(kernels_avx512_bf16, avx512 && __builtin_cpu_supports("avx512bf16"));
+    const bool bf16 = avx512 && __builtin_cpu_supports("avx512bf16");
+    add(kernels_amx, bf16 && has_amx());
+    add(kernels_avx512_bf16, bf16);
     add(kernels_avx512, avx512);
     add(kernels_avx2, avx2);
 #endif

@@ -6,8 +6,8 @@
 namespace aim_fast::AIM_FAST_ISA {
 
 // Largest block: its lines stay in the second-level cache while every panel passes over them.
-constexpr int64_t kMaxBlockRows = 120;
-constexpr int64_t kMinBlockRows = 36;  // of those that are not short for lack of rows
+constexpr int64_t kMaxBlockRows = round_up(120, kMR);
+constexpr int64_t kMinBlockRows = kMR > 12 ? kMR : 36;  // of those that are not short for lack of rows
 constexpr int64_t kBlocksAThread = 8;
 static_assert(kMaxBlockRows % kMR == 0 && kMinBlockRows % kMR == 0);
 
@@ -127,6 +127,34 @@ AIM_FAST_INLINE void store_lines(const float* c, int64_t count, int64_t n, typen
       store_vector(out + u / kUnits * kMR * kUnits + r * kUnits + u % kUnits, Op::from_floats(c + r * kNR + j));
     }
   }
+}
+
+// Tile rows to the left operand of a product along rows: out is the place of the tile's first row and column, ld its
+// stride between units.
+template <class Op>
+AIM_FAST_INLINE void store_left(const float* c, int64_t rows, typename Op::Unit* out, int64_t ld) {
+#if defined(AIM_FAST_AMX)
+  alignas(64) const float zeros[kLanes] = {};
+  for (int64_t first = 0; first < rows; first += Op::kPerLine, out += kUnits * ld) {
+    for (int j = 0; j < kNR; j += kLanes) {
+      typename Op::Vec v[kUnits] = {};
+      for (int u = 0; u < kUnits && first + 2 * u < rows; ++u) {
+        const float* even = c + (first + 2 * u) * kNR + j;
+        v[u] = Op::pair_floats(even, first + 2 * u + 1 < rows ? even + kNR : zeros);
+      }
+      transpose(v);
+      AIM_FAST_UNROLL
+      for (int i = 0; i < kLanes; ++i) store_vector(out + (j + i) * kUnits, v[i]);
+    }
+  }
+#else
+  for (int64_t r = 0; r < rows; r += Op::kPerUnit, out += ld) {
+    for (int j = 0; j < kNR; j += kLanes) {
+      const float* even = c + r * kNR + j;
+      store_vector(out + j, Op::pair_floats(even, even + kNR));
+    }
+  }
+#endif
 }
 
 // Columns [n, n + kNR) of row r of a tile of lines.
