@@ -80,21 +80,22 @@ def find_compiler() -> tuple[list[str], str]:
     return command, version.stdout.partition("\n")[0]
 
 
-def find_cuda() -> Cuda:
-    """The CUDA toolkit, and what to compile for, lowest first."""
+def find_cuda(*, emulate: bool) -> Cuda:
+    """The CUDA toolkit, and what to compile for, lowest first. To emulate takes its headers alone."""
     archs = [arch.strip() for arch in os.environ.get("AIM_FAST_CUDA_ARCHS", CUDA_ARCHS).split(",") if arch.strip()]
     if wrong := [arch for arch in archs if not re.fullmatch(r"([89]|1\d)\d[af]?", arch)]:
         raise SystemExit(f"AIM_FAST_CUDA_ARCHS has {wrong[0]!r}; expected numbers from 80 on, as in {CUDA_ARCHS}")
-    if not archs:
+    if not archs and not emulate:
         raise CannotBuildError("AIM_FAST_CUDA_ARCHS is empty; unset it and install again")
     on_path = shutil.which("nvcc")
     folders = [os.environ.get("CUDA_HOME"), on_path and Path(on_path).resolve().parent.parent, "/usr/local/cuda"]
     for folder in [Path(folder) for folder in folders if folder]:
         nvcc, include = folder / "bin/nvcc", folder / "include"
         libs = [path.parent for name in ("lib64", "lib") for path in folder.glob(f"{name}/libcudart_static.a")]
-        if nvcc.exists() and (include / "cuda_runtime.h").exists() and libs:
-            return Cuda(nvcc, include, libs[0], sorted(set(archs), key=lambda arch: (number(arch), arch)))
-    remedy = "install the CUDA toolkit >= 12 or set CUDA_HOME, then install again"
+        if (include / "cuda_runtime.h").exists() and (emulate or (nvcc.exists() and libs)):
+            lib = libs[0] if libs else folder
+            return Cuda(nvcc, include, lib, sorted(set(archs), key=lambda arch: (number(arch), arch)))
+    remedy = "install the CUDA toolkit >= 12.5 or set CUDA_HOME, then install again"
     raise CannotBuildError(f"no nvcc with headers and libraries; {remedy}")
 
 
@@ -146,7 +147,7 @@ class BuildLibrary(build_ext):
             torch, info["torch"] = find_torch()
             cuda, left_out = None, "not built with sanitizers"
             try:
-                cuda = find_cuda() if not sanitize else None
+                cuda = find_cuda(emulate=emulate) if not sanitize else None
             except CannotBuildError as error:
                 left_out = str(error)
                 if emulate:

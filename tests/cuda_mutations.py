@@ -9,6 +9,7 @@ _STAGING, _OUTPUT = "csrc/cuda/hopper/rows_staging.h", "csrc/cuda/hopper/rows_ou
 _RING, _ROWS = "csrc/cuda/hopper/rows_ring.h", "csrc/cuda/hopper/rows_kernel.h"
 _COLUMNS, _LAYOUT, _SUM = "csrc/cuda/hopper/columns_kernel.h", "csrc/cuda/hopper/columns_layout.h", "csrc/cuda/sum.cu"
 _TILE, _TILES = "csrc/cuda/ampere/rows_tile.h", "csrc/cuda/ampere/tiles.h"
+_AMPERE_RING = "csrc/cuda/ampere/rows_ring.h"
 _FORWARD, _BACKWARD = "csrc/cuda/ampere/rows_forward.h", "csrc/cuda/ampere/rows_backward.h"
 _AMPERE_COLUMNS = "csrc/cuda/ampere/columns.h"
 _ACTIVATION = "csrc/cuda/activation.h"
@@ -17,11 +18,14 @@ _ACTIVATION = "csrc/cuda/activation.h"
 # fmt: off
 _KERNELS = (
     # sm_90a, row kernels: the ring between TMA and wgmma.
-    ("rows_release_early", _CONSUMER, "      ptx::wgmma_wait<1>();\n      release(last);", "      release(last);\n      ptx::wgmma_wait<1>();"),
+    ("rows_release_early", _CONSUMER, "        ptx::wgmma_wait<1>();\n      }\n      release(last);", "      }\n      release(last);"),
     ("rows_first_product_not_waited_for", _CONSUMER,
-     "    ptx::wgmma_wait<0>();\n    ptx::wgmma_landed(z);\n    release(last);\n  }\n\n  template", "    release(last);\n  }\n\n  template"),
-    ("rows_no_wgmma_fence", _CONSUMER, "    ptx::wgmma_fence();\n#pragma unroll\n    for (int k = 0; k < 4; ++k) multiply_first(z, uint64_t",
-     "#pragma unroll\n    for (int k = 0; k < 4; ++k) multiply_first(z, uint64_t"),
+     "    ptx::wgmma_wait<0>();\n    ptx::wgmma_landed(z);\n    if", "    if"),
+    ("rows_rounded_without_a_fence", _CONSUMER, "      ptx::fence_proxy_async();\n      staging_.next();", "      staging_.next();"),
+    ("rows_rounded_without_a_barrier", _CONSUMER, "    sync_group();\n    return tile;", "    return tile;"),
+    ("rows_rounded_over_the_step_before", _CONSUMER, "    ptx::wgmma_wait<0>();\n    staging_.acquire();", "    staging_.acquire();"),
+    ("rows_no_wgmma_fence", _CONSUMER, "    ptx::wgmma_fence();\n#pragma unroll\n    for (int k = 0; k < 4; ++k) {",
+     "#pragma unroll\n    for (int k = 0; k < 4; ++k) {"),
     ("rows_k_step_of_a_k_major_tile", _CONSUMER, "ptx::descriptor_k_major(weights) + 2 * k;", "ptx::descriptor_k_major(weights) + 4 * k;"),
     ("rows_k_step_of_an_mn_major_tile", _CONSUMER, "ptx::descriptor_mn_major(weights, kTileBytes) + 128 * k : ",
      "ptx::descriptor_mn_major(weights, kTileBytes) + 2 * k : "),
@@ -32,8 +36,7 @@ _KERNELS = (
      "      release(stage_0);\n      output.write(o[0], column_0, factor_, input_block(stage_0), [] {});"),
     ("rows_odd_step_released_in_flight", _CONSUMER, "if (!pair) ptx::wgmma_wait<0>();", ""),
     ("rows_z_released_before_read", _CONSUMER,
-     "#pragma unroll\n      for (int j = 0; j < 4; ++j) ptx::ldmatrix_x4(z[j], block + fragment(lane_, j));\n      release(ring_.stage);",
-     "      release(ring_.stage);\n#pragma unroll\n      for (int j = 0; j < 4; ++j) ptx::ldmatrix_x4(z[j], block + fragment(lane_, j));"),
+     "if (j == 3) release(ring_.stage);", "if (j == 2) release(ring_.stage);"),
     ("rows_b1_missing", _CONSUMER, "if (call_.b1) load_columns(b, call_.b1, g * 16, lane_);", ""),
     ("rows_row_scale_of_another_row", _CONSUMER, "h[i] *= row_scale_[i / 2 % 2];", "h[i] *= row_scale_[i % 2];"),
     ("rows_factor_of_another_row", _CONSUMER, "d[2 * q] = factor_[q % 2]", "d[2 * q] = factor_[q / 2]"),
@@ -47,8 +50,8 @@ _KERNELS = (
     ("rows_beyond_the_last_written", _STAGING, "if (inside(row)) *reinterpret_cast<uint4*>", "*reinterpret_cast<uint4*>"),
     ("rows_too_few_bytes_expected", _PRODUCER, "take(call_.grid.consumers * Plan::kInputBytes + Plan::kWeightBytes);",
      "take(call_.grid.consumers * Plan::kInputBytes);"),
-    ("rows_multicast_to_itself", _PRODUCER, "full, x, y, 3);", "full, x, y, 1 << rank_);"),
-    ("rows_halves_of_the_weights", _PRODUCER, "return call_.grid.cluster == 2 ? rank_ : 0;", "return 0;"),
+    ("rows_multicast_to_itself", _PRODUCER, "full, x, y, 3);", "full, x, y, 1 << rank_of(call_));"),
+    ("rows_halves_of_the_weights", _PRODUCER, "return call_.grid.cluster == 2 ? rank_of(call_) : 0;", "return 0;"),
     ("rows_producer_does_not_wait", _PRODUCER, "    ring_.wait_empty();\n", ""),
     ("rows_skip_tile_not_fetched", _PRODUCER, "i >= call_.kept;", "i > call_.kept;"),
     ("rows_wrong_phase", _RING, "ptx::mbarrier_wait(empty(stage), phase ^ 1);", "ptx::mbarrier_wait(empty(stage), phase);"),
@@ -78,14 +81,14 @@ _KERNELS = (
     ("sum_no_barrier", _SUM, "  __syncthreads();\n  const int64_t h = h0 + x;", "  const int64_t h = h0 + x;"),
     ("sum_db2_without_factor", _SUM, "sum.db2.dtype, d, sum.factor(d) * total", "sum.db2.dtype, d, total"),
     # sm_80 and up.
-    ("ampere_copies_not_waited_for", _TILE, "ptx::cp_async_wait<kStages - 2>();", "ptx::cp_async_wait<kStages - 1>();"),
-    ("ampere_no_barrier", _TILE, "    __syncthreads();\n    fill<kStep>();", "    fill<kStep>();"),
+    ("ampere_copies_not_waited_for", _AMPERE_RING, "ptx::cp_async_wait<kStages - 2>();", "ptx::cp_async_wait<kStages - 1>();"),
+    ("ampere_no_barrier", _AMPERE_RING, "    __syncthreads();\n    fill<kStep>();", "    fill<kStep>();"),
     ("ampere_staging_not_synchronised", _TILE, "      __syncwarp();\n#pragma unroll\n      for (int j = 0; j < kGroup / 8; ++j) {\n        const uint32_t to = float",
      "#pragma unroll\n      for (int j = 0; j < kGroup / 8; ++j) {\n        const uint32_t to = float"),
     ("ampere_residual_of_another_row", _TILE, "load_piece(row.residual,", "load_piece(row_of_half(0).residual,"),
     ("ampere_b2_missing", _TILE, "          unpack(addends.bias, call.b2.dtype, other);\n          add(values, other);\n", ""),
     ("ampere_last_rows_written", _TILE, "if (!row.inside || column >= call.D) continue;\n      float other", "if (column >= call.D) continue;\n      float other"),
-    ("ampere_parts_overlap", _TILE, "first_group = static_cast<int>(blockIdx.y) * part;", "first_group = static_cast<int>(blockIdx.y) * (part - 1);"),
+    ("ampere_parts_overlap", _AMPERE_RING, "first_group = static_cast<int>(blockIdx.y) * part;", "first_group = static_cast<int>(blockIdx.y) * (part - 1);"),
     ("ampere_fragment_columns", _TILES, "column / kChunk + lane / 16));", "column / kChunk + lane / 8 % 2));"),
     ("ampere_b1_of_another_column", _FORWARD, "(i % 2 ? bias.y : bias.x)", "(i % 2 ? bias.x : bias.y)"),
     ("ampere_factor_of_another_row", _BACKWARD, "* factor[i % 4 / 2];", "* factor[i % 2];"),

@@ -15,9 +15,8 @@
 //   proxies           TMA or wgmma that reads what stmatrix or cp.async wrote without fence.proxy.async
 //   mbarrier          its counts; use before init or before its fence; a phase that went by while a thread looked away
 //   barriers          counts that differ, a thread that comes twice, warps and warpgroups that diverge in a collective
-//   wgmma             descriptors of both majors and all swizzles; accumulators are NaN while in flight; missing
-//   fences;
-//                     operands that differ between threads
+//   wgmma             descriptors of both majors and all swizzles; accumulators are NaN while in flight; fences that
+//                     are missing; operands that differ between threads
 //   deadlock          names who waits where
 //   wild pointers     a segmentation fault is a fault like the others
 //

@@ -1,7 +1,8 @@
 // The row kernels on sm_90a: the forward, and K1 of the backward.
 //
-//     forward   z = x w1^T + b1,                            y = alpha scale row_scale (act(z) w2^T + b2) [+ x] [+
-//     residual] K1        dz = alpha scale row_scale (dy w2) act'(z),  dx = dz w1 [+ dy];  h = row_scale act(z)
+//     forward  z = x w1^T + b1,  y = alpha scale row_scale (act(z) w2^T + b2) [+ x] [+ residual]
+//
+//     K1       dz = alpha scale row_scale (dy w2) act'(z),  dx = dz w1 [+ dy];  h = row_scale act(z)
 //
 // Shapes    x, y, dy, dx [M, D]; z, dz, h [M, H]; w1 [H, D]; w2 [D, H]; H is compiled in, D any multiple of 64
 // Tiling    persistent: a CTA takes blocks of 64 rows a consumer warpgroup; two CTAs of a cluster share the weights

@@ -35,7 +35,7 @@ struct Item {
 
 // This CTA's place in its cluster, and the cluster's items. All said anew where they are needed: registers that live
 // through both products are dear.
-AIM_DEVICE int rank_of(const RowsCall& call) { return blockIdx.x & (call.grid.cluster - 1); }
+AIM_DEVICE uint32_t rank_of(const RowsCall& call) { return blockIdx.x & (call.grid.cluster - 1); }
 AIM_DEVICE int first_item(const RowsCall& call) { return blockIdx.x >> (call.grid.cluster - 1); }
 AIM_DEVICE int item_stride(const RowsCall& call) { return gridDim.x >> (call.grid.cluster - 1); }
 
