@@ -62,12 +62,19 @@ class ForwardTiles {
     const int64_t step = p_.H * element_size(p_.z.dtype);
     with_activation(p_.activation, [&](auto activation) {
       using A = decltype(activation);
-      for (int64_t r = 0; r < rows; ++r) {
-        const Span z = load_span(c + r * kNR) + bias;
-        if (p_.z) store_columns(p_.z.data + (first + r) * step, n, columns, p_.z.dtype, z);
-        Span h = {A::value(z.low), A::value(z.high)};
-        if (Op::kPerUnit == 1) h = {rounded(h.low, p_.dtype), rounded(h.high, p_.dtype)};
-        store_span(c + r * kNR, h);
+      for (int64_t r = 0; r < rows; r += kRowsAtOnce) {
+        Float v[2 * kRowsAtOnce];
+        for (int i = 0; i < kRowsAtOnce; ++i) {
+          const Span z = load_span(c + (r + i) * kNR) + bias;
+          if (p_.z && r + i < rows) store_columns(p_.z.data + (first + r + i) * step, n, columns, p_.z.dtype, z);
+          v[2 * i] = z.low, v[2 * i + 1] = z.high;
+        }
+        activate<A>(v);
+        for (int i = 0; i < kRowsAtOnce; ++i) {
+          Span h = {v[2 * i], v[2 * i + 1]};
+          if (Op::kPerUnit == 1) h = {rounded(h.low, p_.dtype), rounded(h.high, p_.dtype)};
+          store_span(c + (r + i) * kNR, h);
+        }
       }
     });
     clear_columns(c, rows, columns);

@@ -13,14 +13,22 @@ inline Span hidden_gradient(const Problem& p, char* const* z_rows, Dtype z_dtype
   Span sum{};
   with_activation(p.activation, [&](auto activation) {
     using A = decltype(activation);
-    for (int64_t r = 0; r < rows; ++r) {
-      const Span z = load_columns(z_rows[r], n, columns, z_dtype);
-      const Span dh = load_span(c + r * kNR) * (p.alpha * factors[r]);
-      Span value;
-      const Span dz = {backward<A>(z.low, dh.low, value.low), backward<A>(z.high, dh.high, value.high)};
-      sum = sum + dz;
-      store_span(c + r * kNR, dz);
-      store_span(h + r * kNR, value * factors[r]);
+    for (int64_t r = 0; r < rows; r += kRowsAtOnce) {
+      Float z[2 * kRowsAtOnce], dh[2 * kRowsAtOnce];
+      for (int i = 0; i < kRowsAtOnce; ++i) {
+        const int64_t row = least(r + i, rows - 1);
+        const Span left = load_span(c + row * kNR) * (p.alpha * factors[row]);
+        const Span right = load_columns(z_rows[row], n, columns, z_dtype);
+        dh[2 * i] = left.low, dh[2 * i + 1] = left.high;
+        z[2 * i] = right.low, z[2 * i + 1] = right.high;
+      }
+      activate_backward<A>(z, dh);
+      for (int i = 0; i < kRowsAtOnce && r + i < rows; ++i) {
+        const Span dz = {dh[2 * i], dh[2 * i + 1]};
+        sum = sum + dz;
+        store_span(c + (r + i) * kNR, dz);
+        store_span(h + (r + i) * kNR, Span{z[2 * i], z[2 * i + 1]} * factors[r + i]);
+      }
     }
   });
   clear_columns(c, rows, columns);

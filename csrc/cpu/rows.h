@@ -60,6 +60,10 @@ inline void row_factors(const Rows& row_scale, float alpha, int64_t first, int64
   });
 }
 
+// Rows of a tile that are activated at once; every tile has an even number.
+constexpr int kRowsAtOnce = 2;
+static_assert(kStep % kRowsAtOnce == 0);
+
 // kNR columns of one row, in float.
 struct Span {
   Float low, high;
