@@ -157,9 +157,10 @@ class Backward {
     const Matrix matrix;
     const int64_t first = index * blocks_.rows, count = least(blocks_.rows, p_.M - first);
     Layout layout;
-    const size_t d_at = layout.add(blocks_.rows * lines_d_ * kUnits * sizeof(Unit));
-    const size_t h_at = layout.add(blocks_.rows * lines_h_ * kUnits * sizeof(Unit));
-    const size_t f_at = layout.add(p_.dscale ? blocks_.rows * lines_h_ * kUnits * sizeof(Unit) : 0);
+    const int64_t tile_rows = round_up(blocks_.rows, kMR);
+    const size_t d_at = layout.add(tile_rows * lines_d_ * kUnits * sizeof(Unit));
+    const size_t h_at = layout.add(tile_rows * lines_h_ * kUnits * sizeof(Unit));
+    const size_t f_at = layout.add(p_.dscale ? tile_rows * lines_h_ * kUnits * sizeof(Unit) : 0);
     const size_t z_at = layout.add(p_.z ? 0 : blocks_.rows * panels_h_ * kNR * sizeof(float));
     char* base = scratch(Scratch::kBlock, layout.size());
     Unit* lines = reinterpret_cast<Unit*>(base + d_at);

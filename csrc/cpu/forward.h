@@ -80,8 +80,8 @@ class Forward {
   void block(int64_t i) {
     const Matrix matrix;
     Layout layout;
-    const size_t x_at = layout.add(blocks_.rows * lines_d_ * kUnits * sizeof(Unit));
-    const size_t h_at = layout.add(blocks_.rows * lines_h_ * kUnits * sizeof(Unit));
+    const size_t x_at = layout.add(round_up(blocks_.rows, kMR) * lines_d_ * kUnits * sizeof(Unit));
+    const size_t h_at = layout.add(round_up(blocks_.rows, kMR) * lines_h_ * kUnits * sizeof(Unit));
     char* base = scratch(Scratch::kBlock, layout.size());
     Unit* x = reinterpret_cast<Unit*>(base + x_at);
     Unit* h = reinterpret_cast<Unit*>(base + h_at);

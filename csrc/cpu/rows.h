@@ -10,9 +10,12 @@ constexpr int64_t kMaxBlockRows = round_up(120, kMR);
 constexpr int64_t kMinBlockRows = kMR > 12 ? kMR : 36;  // of those that are not short for lack of rows
 constexpr int64_t kBlocksAThread = 8;
 static_assert(kMaxBlockRows % kMR == 0 && kMinBlockRows % kMR == 0);
+// Blocks are of whole tiles, the last one of a block of any height; where rows are the summed dimension, of whole
+// lines.
+constexpr int64_t kGrain = kLeft > 1 ? kMR : kStep;
 
 struct Blocks {
-  int64_t rows;  // of each block, a multiple of kMR
+  int64_t rows;  // of each block, a multiple of kGrain
   int64_t count;
 };
 
@@ -22,12 +25,12 @@ struct Blocks {
 // Measured: EPYC (Zen 4), two threads, M = 1576: 22 blocks of 72 rows take 4 % less time than 14 of 120. One thread, M
 // = 1576: 36 rows a block cost 0..1 % against 120.
 inline Blocks cut_rows(int64_t M, int64_t threads) {
-  if (M == 0) return {kMR, 0};
-  const int64_t share = round_up(ceil_div(M, threads), kMR);
+  if (M == 0) return {kGrain, 0};
+  const int64_t share = round_up(ceil_div(M, threads), kGrain);
   Blocks best{0, 0};
   int64_t fewest = 0;
-  for (int64_t rows = least(share, kMaxBlockRows); rows >= least(share, kMinBlockRows); rows -= kMR) {
-    const int64_t whole = M / rows, rest = round_up(M % rows, kMR);
+  for (int64_t rows = least(share, kMaxBlockRows); rows >= least(share, kMinBlockRows); rows = (rows - 1) / kMR * kMR) {
+    const int64_t whole = M / rows, rest = round_up(M % rows, kGrain);
     const int64_t busiest = whole % threads ? ceil_div(whole, threads) * rows : whole / threads * rows + rest;
     const bool first = best.rows == 0, better = busiest * 100 < fewest * 99;
     if (first || better || (busiest <= fewest && best.count < kBlocksAThread * threads)) {
