@@ -15,7 +15,9 @@ export AIM_FAST_BUILD ?= require
 unexport PYTHONHOME PYTHONPATH VIRTUAL_ENV
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-RESULTS := benchmarks/results/cpu_threads
+# Whose results `make results` measures: a name for the machine, as in RESULTS=epyc_zen4.
+RESULTS ?= cpu
+MEASURED := benchmarks/results/$(RESULTS)
 CPP := $(shell find csrc tests/emulator -name '*.h' -o -name '*.cpp' -o -name '*.cu')
 # One thread a worker: two workers fill two cores, and the tests about threads set their own number.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist worksteal -p no:benchmark
@@ -66,10 +68,10 @@ gpu-check: ## check and measure on this machine's NVIDIA GPU, with the python3 t
 # Threads that wait keep their cores: on a shared host one that sleeps comes back late, to any of the rivals.
 results: export OMP_WAIT_POLICY = active
 results: build ## run the whole benchmark, with one thread and with all, and write the README's tables
-	@mkdir -p $(dir $(RESULTS))
-	$(BIN)/python benchmarks/bench_adapter.py --threads 1 --json $(RESULTS)_1.json --plot $(RESULTS)_1.png $(ARGS)
-	$(BIN)/python benchmarks/bench_adapter.py --json $(RESULTS)_all.json --plot $(RESULTS)_all.png $(ARGS)
-	$(BIN)/python benchmarks/report.py $(RESULTS)_1.json $(RESULTS)_all.json --into README.md
+	@mkdir -p $(dir $(MEASURED))
+	$(BIN)/python benchmarks/bench_adapter.py --threads 1 --json $(MEASURED)_1.json --plot $(MEASURED)_1.png $(ARGS)
+	$(BIN)/python benchmarks/bench_adapter.py --json $(MEASURED)_all.json --plot $(MEASURED)_all.png $(ARGS)
+	$(BIN)/python benchmarks/report.py $$(ls benchmarks/results/*_1.json benchmarks/results/*_all.json) --into README.md
 
 example: build ## fine-tune adapters on real video with both adapters, and compare
 	$(BIN)/python examples/finetune_video.py --compare --plot build/finetune_video.png $(ARGS)

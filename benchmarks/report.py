@@ -164,21 +164,23 @@ def summary(rows: Sequence[Row]) -> list[str]:
 
 
 def markdown(rows: Sequence[Row]) -> str:
-    """The results section of a README: means, losses, and a table per number of threads."""
+    """The results section of a README: means, losses, and a table per machine and number of threads."""
     if not rows:
         raise ValueError("report: the files hold no rows; run benchmarks/bench_adapter.py --json FILE first")
     blocks = []
-    for where in dict.fromkeys(map(ran_on, sorted(rows, key=lambda row: row["threads"]))):
-        mine = [row for row in rows if ran_on(row) == where]
+    of: dict[tuple[str, str], list[Row]] = {}
+    for row in sorted(rows, key=lambda row: row["threads"]):
+        of.setdefault((ran_on(row), heading(row)), []).append(row)
+    for (where, machine), mine in of.items():
         when = max(row["date"] for row in mine)[:10]
-        blocks.append(f"**{where}**: {heading(mine[0])}; {when}")
+        blocks.append(f"**{where}**: {machine}; {when}")
         blocks.append(_means_table(mine))
         for rival in rivals(mine):
             lost = [
                 f"{row['name']} {dtype(row)} {row['pass']} {row['speedup'][rival]:.2f}" for row in losses(mine, rival)
             ]
             blocks.append(f"Slower than {rival} (below {LOSS}): {'; '.join(lost) if lost else 'none'}.")
-        blocks.append(_cases_table(mine))
+        blocks += ["<details><summary>Every case</summary>", _cases_table(mine), "</details>"]
     return "\n\n".join(blocks) + "\n"
 
 
