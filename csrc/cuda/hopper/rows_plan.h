@@ -30,7 +30,8 @@ struct RowsPlan {
   static constexpr int kStagingBytes = kConsumers * 2 * kTileBytes;
   static constexpr int kAddressBytes = kConsumers * kGroupRows * 2 * 8;
   static constexpr int kSharedLimit = 227 << 10;
-  // Four cover the latency of DRAM with room to spare (ROWS.md); wide hidden blocks, fp32 rows and three consumers leave fewer.
+  // Four cover the latency of DRAM with room to spare (ROWS.md); wide hidden blocks, fp32 rows and three consumers
+  // leave fewer.
   static constexpr int kStages = std::min(4, (kSharedLimit - kStagingBytes - kAddressBytes - 4 * 16) / kStageBytes);
 
   static constexpr int kStaging = kStages * kStageBytes;
