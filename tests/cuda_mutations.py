@@ -22,7 +22,6 @@ _KERNELS = (
     ("rows_first_product_not_waited_for", _CONSUMER,
      "    ptx::wgmma_wait<0>();\n    ptx::wgmma_landed(z);\n    if", "    if"),
     ("rows_rounded_without_a_fence", _CONSUMER, "      ptx::fence_proxy_async();\n      staging_.next();", "      staging_.next();"),
-    ("rows_rounded_without_a_barrier", _CONSUMER, "    sync_group();\n    return tile;", "    return tile;"),
     ("rows_rounded_over_the_step_before", _CONSUMER, "    ptx::wgmma_wait<0>();\n    staging_.acquire();", "    staging_.acquire();"),
     ("rows_no_wgmma_fence", _CONSUMER, "    ptx::wgmma_fence();\n#pragma unroll\n    for (int k = 0; k < 4; ++k) {",
      "#pragma unroll\n    for (int k = 0; k < 4; ++k) {"),

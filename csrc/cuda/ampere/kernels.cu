@@ -44,8 +44,10 @@ int launch_rows(const RowsCall& call, const Problem& p, const Device& device, bo
   // Wide rows of fp32 leave room for a warp less.
   int rows = plan.rows;
   while (kernel->shared_bytes(rows, call.input.dtype) > kMaxShared) rows -= kWarpRows;
-  const Grid grid{dim3(static_cast<unsigned>((p.M + rows - 1) / rows), call.output ? plan.parts : 1),
-                  dim3(rows / kWarpRows * kLanes), 1, kernel->shared_bytes(rows, call.input.dtype)};
+  // A part without a column would form the hidden block for nothing.
+  const int groups = (call.D + kGroup - 1) / kGroup, parts = call.output ? std::min(plan.parts, groups) : 1;
+  const Grid grid{dim3(static_cast<unsigned>((p.M + rows - 1) / rows), parts), dim3(rows / kWarpRows * kLanes), 1,
+                  kernel->shared_bytes(rows, call.input.dtype)};
   const auto& launchers = backward ? kernel->backward : kernel->forward;
   return launchers[p.dtype == Dtype::kFloat16](call, grid, device.stream);
 }

@@ -139,7 +139,8 @@ class Consumer {
     return tile;
   }
 
-  // The four warps that multiply together; barrier 0 is __syncthreads'.
+  // The four warps that multiply together; barrier 0 is __syncthreads'. A warp multiplies the rows that it wrote, and
+  // the emulator sees no more than that; but PTX does not say which of a tile's rows a warp reads.
   AIM_DEVICE void sync_group() const { ptx::named_barrier_sync(1 + group_, 128); }
 
   // z += b1, stored if wanted; hidden = act(z).
