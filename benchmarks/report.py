@@ -168,10 +168,10 @@ def markdown(rows: Sequence[Row]) -> str:
     if not rows:
         raise ValueError("report: the files hold no rows; run benchmarks/bench_adapter.py --json FILE first")
     blocks = []
-    of: dict[tuple[str, str], list[Row]] = {}
+    runs: dict[tuple[str, str], list[Row]] = {}
     for row in sorted(rows, key=lambda row: row["threads"]):
-        of.setdefault((ran_on(row), heading(row)), []).append(row)
-    for (where, machine), mine in of.items():
+        runs.setdefault((ran_on(row), heading(row)), []).append(row)
+    for (where, machine), mine in runs.items():
         when = max(row["date"] for row in mine)[:10]
         blocks.append(f"**{where}**: {machine}; {when}")
         blocks.append(_means_table(mine))

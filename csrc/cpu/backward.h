@@ -9,12 +9,12 @@
 // Tiling    rows in blocks of up to kMaxBlockRows, cut alike for any number of threads
 // Flow      1. weights into panels
 //           2. for each group of blocks: a thread owns a block: dy into lines; dz and h tile by tile; dx tile by tile,
-//              written once; dy, x, dz and h also paired along the rows; partial sums for the biases
+//              written once; dy, x, dz and h also as operands along the rows; partial sums for the biases
 //           3. then a thread owns a panel of kNR columns of dw1 or G and adds the group's rows to it, run by run
 //           4. the sums are scaled, transposed and rounded into the results
 // Order     sums over rows: within a run of blocks in registers, then run after run. No atomics; the threads only
 //           choose who.
-// Memory    scratch: packed weights, dw1 and G in fp32, a group of paired rows; a block of lines a thread
+// Memory    scratch: packed weights, dw1 and G in fp32, a group's operands along the rows; a block of lines a thread
 // Work      8 M D H FLOP for all gradients, 2 M D H more when z is computed again
 // Rounding  operands of the products to bf16 where the products are in bf16; results once
 // Source    Adapter of AIM (Yang et al., ICLR 2023)

@@ -68,13 +68,8 @@ class Matrix {
       fill<4>(a, a_stride);
       fill<6>(b, b_stride);
       fill<7>(b + 16, b_stride);
-      product<0, 4, 6>();
-      product<1, 4, 7>();
-      if constexpr (kDown > 1) {
-        fill<5>(a + 16 * a_stride, a_stride);
-        product<2, 5, 6>();
-        product<3, 5, 7>();
-      }
+      if constexpr (kDown > 1) fill<5>(a + 16 * a_stride, a_stride);
+      multiply();
     }
 
    private:
