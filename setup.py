@@ -13,6 +13,7 @@ kernels, and the file's "cuda" says why.
     AIM_FAST_BUILD=require    fail if the library cannot be built
     AIM_FAST_SANITIZE=address,undefined    build build/sanitize/libaim_fast.so instead, for `make sanitize`
     AIM_FAST_EMULATE=1        build build/emulated/libaim_fast.so instead, whose CUDA kernels run on the CPU, for tests
+    AIM_FAST_EMULATE=WORD     the same, and leave instances as they are whose names do not contain the word
     AIM_FAST_CUDA_ARCHS       what nvcc compiles for, by default 80,90a; GPUs beyond the list translate what is for the
                               lowest. The kernels of csrc/cuda/hopper need 90a. Empty for no CUDA kernels
     CUDA_HOME                 where nvcc is; else the one on the PATH, else /usr/local/cuda
@@ -109,7 +110,7 @@ def find_ninja() -> list[str]:
 
 
 def compile_library(
-    compiler: list[str], torch: Path, folder: Path, *, sanitize: str, cuda: Cuda | None, emulate: bool
+    compiler: list[str], torch: Path, folder: Path, *, sanitize: str, cuda: Cuda | None, emulate: str
 ) -> None:
     """Bring the library in ``folder`` up to date."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -134,7 +135,7 @@ class BuildLibrary(build_ext):
 
     def run(self) -> None:
         mode, sanitize = os.environ.get("AIM_FAST_BUILD", "auto"), os.environ.get("AIM_FAST_SANITIZE", "")
-        emulate = bool(os.environ.get("AIM_FAST_EMULATE"))
+        emulate = os.environ.get("AIM_FAST_EMULATE", "")
         folder = Path("build", "sanitize" if sanitize else "emulated" if emulate else "native")
         info: dict[str, object] = {"built": False, "reason": None, "torch": None, "compiler": None, "seconds": None}
         info["cuda"] = None
@@ -147,7 +148,7 @@ class BuildLibrary(build_ext):
             torch, info["torch"] = find_torch()
             cuda, left_out = None, "not built with sanitizers"
             try:
-                cuda = find_cuda(emulate=emulate) if not sanitize else None
+                cuda = find_cuda(emulate=bool(emulate)) if not sanitize else None
             except CannotBuildError as error:
                 left_out = str(error)
                 if emulate:

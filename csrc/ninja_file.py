@@ -84,12 +84,13 @@ def ninja_file(
     *,
     sanitize: str = "",
     cuda: Cuda | None = None,
-    emulate: bool = False,
+    emulate: str = "",
 ) -> str:
     """Rules to compile and to link, and an edge per source file.
 
     torch, folder: of torch, and where objects and library go. sanitize: sanitizers for -fsanitize. cuda: None leaves
-    the CUDA part out. emulate: needs the headers of cuda.
+    the CUDA part out. emulate: needs the headers of cuda; but for "1", a word without which in its name an instance
+    that was compiled before is left as it is.
     """
     x86 = platform.machine().lower() in ("x86_64", "amd64")
     flags = f"{COMMON_FLAGS} {SANITIZE_FLAGS} -fsanitize={sanitize}" if sanitize else f"{COMMON_FLAGS} {RELEASE_FLAGS}"
@@ -137,6 +138,9 @@ def ninja_file(
             if not extra:
                 continue
         objects.append(str(folder / source.relative_to("csrc").with_suffix(".o")))
+        left = emulate not in ("", "1") and source.parent.name == "instances" and emulate not in source.stem
+        if left and Path(objects[-1]).exists():
+            continue
         lines += [f"build {objects[-1]}: {rule} {source}", f"  extra = {extra}"]
     lines += [f"build {folder / LIBRARY}: link {' '.join(objects)}", ""]
     return "\n".join(lines)

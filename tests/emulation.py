@@ -50,7 +50,7 @@ def build() -> None:
         done = subprocess.run(
             [sys.executable, "setup.py", "-q", "build_ext", "--inplace"],
             cwd=ROOT,
-            env=os.environ | {"AIM_FAST_EMULATE": "1", "AIM_FAST_BUILD": "require"},
+            env={"AIM_FAST_EMULATE": "1"} | os.environ | {"AIM_FAST_BUILD": "require"},
             text=True,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,

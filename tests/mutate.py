@@ -2,6 +2,7 @@
 
     python tests/mutate.py              all of them
     python tests/mutate.py NAME ...     those whose names contain one of the words
+    python tests/mutate.py --jobs 2     in so many copies at once
     python tests/mutate.py --list
 
 Each has to be caught: the tests it names pass without it and fail with it. Exits 1 when one is missed, when its text is
@@ -18,13 +19,18 @@ import subprocess
 import sys
 import tempfile
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from queue import SimpleQueue
 
 from mutations import MUTATIONS, Mutation
 
 ROOT = Path(__file__).resolve().parent.parent
 LEFT_OUT = shutil.ignore_patterns(".*", "build", "__pycache__", "*.so", "*.egg-info", "results")
-SECONDS = 600  # for one build or one run of tests
+SECONDS = 1200  # for one build or one run of tests
+# Instances of the CUDA kernels in which a fault is planted, as AIM_FAST_EMULATE has it: all take minutes to compile,
+# and most faults show in those of one type and width.
+A_FEW, ALL = "bf16_192", "1"
 
 
 class CannotPlantError(Exception):
@@ -45,19 +51,19 @@ def run(command: list[str], tree: Path, **more: str) -> subprocess.CompletedProc
     )
 
 
-def build(tree: Path, emulated: bool = False) -> None:
+def build(tree: Path, emulate: str = "") -> None:
     """The library of the CPU's kernels, or the one of emulated CUDA kernels; what nvcc makes is not tested here."""
-    which = {"AIM_FAST_EMULATE": "1"} if emulated else {"AIM_FAST_CUDA_ARCHS": ""}
+    which = {"AIM_FAST_EMULATE": emulate} if emulate else {"AIM_FAST_CUDA_ARCHS": ""}
     done = run([sys.executable, "setup.py", "-q", "build_ext", "--inplace"], tree, **which)
     if done.returncode:
         raise CannotPlantError(f"does not compile:\n{done.stdout[-3000:]}")
 
 
-def failing_test(tests: tuple[str, ...], tree: Path) -> str | None:
-    """The first test that fails, "crash" or "hang"; None if all pass."""
+def failing_test(tests: tuple[str, ...], tree: Path, emulate: str = ALL) -> str | None:
+    """The first test that fails, "crash" or "hang"; None if all pass. emulate: as the library was built."""
     command = [sys.executable, "-m", "pytest", "-x", "-q", "--tb=no", "-p", "no:cacheprovider", *tests]
     try:
-        done = run(command, tree)
+        done = run(command, tree, AIM_FAST_EMULATE=emulate)
     except subprocess.TimeoutExpired:
         return "hang"
     if done.returncode == 0:
@@ -78,12 +84,18 @@ def plant(mutation: Mutation, tree: Path) -> str | None:
     if count != 1:
         raise CannotPlantError(f"its text is found {count} times in {mutation.file}, not once")
     file.write_text(before.replace(mutation.old, mutation.new))
+    instances = ""
     try:
-        if mutation.compiled:
-            build(tree, mutation.emulated)
-        return failing_test(mutation.tests, tree)
+        for instances in (A_FEW, ALL) if mutation.emulated else ("",):
+            if mutation.compiled:
+                build(tree, instances)
+            if found := failing_test(mutation.tests, tree, instances or ALL):
+                return found
+        return None
     finally:
         file.write_text(before)
+        if instances == ALL:  # else the next one, tried in a few instances, would find this one in the others
+            build(tree, ALL)
 
 
 def has(tree: Path, instruction_set: str) -> bool:
@@ -101,10 +113,22 @@ def check_unplanted(mutations: list[Mutation], tree: Path) -> None:
             raise SystemExit(f"{' '.join(tests)} fails without any mutation: {failing}")
 
 
+def judge(mutation: Mutation, tree: Path) -> tuple[bool, str]:
+    """Whether it is as it should be, and the verdict."""
+    if mutation.needs and not has(tree, mutation.needs):
+        return True, f"skipped, this processor has no {mutation.needs}"
+    try:
+        by = plant(mutation, tree)
+    except CannotPlantError as error:
+        return False, f"ERROR, {error}"
+    return by is not None, f"caught by {by}" if by else "MISSED"
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("names", nargs="*", help="words that the names contain")
     parser.add_argument("--list", action="store_true", help="list the mutations and stop")
+    parser.add_argument("--jobs", type=int, default=1, help="copies in which mutations are planted at once")
     arguments = parser.parse_args()
     # Python's first: a mutation of the kernels leaves the library to be built again.
     chosen = sorted(
@@ -114,27 +138,27 @@ def main() -> int:
     if arguments.list or not chosen:
         print("\n".join(f"{m.name:32} {m.file}" for m in chosen) or "no such mutation")
         return not chosen
-    with tempfile.TemporaryDirectory() as folder:
-        tree = Path(folder).resolve() / "tree"
-        shutil.copytree(ROOT, tree, ignore=LEFT_OUT)
+    with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(arguments.jobs) as pool:
+        first = Path(folder).resolve() / "0"
+        shutil.copytree(ROOT, first, ignore=LEFT_OUT)
         print(f"{len(chosen)} mutations; building the copy and running their tests without any", flush=True)
-        build(tree)
-        check_unplanted(chosen, tree)
-        bad = 0
-        for i, mutation in enumerate(chosen, 1):
+        build(first)
+        check_unplanted(chosen, first)
+        free: SimpleQueue[Path] = SimpleQueue()
+        free.put(first)
+        for i in range(1, arguments.jobs):
+            free.put(shutil.copytree(first, first.with_name(str(i))))
+
+        def in_a_copy(mutation: Mutation) -> bool:
+            tree = free.get()
             start = time.monotonic()
-            if mutation.needs and not has(tree, mutation.needs):
-                verdict = f"skipped, this processor has no {mutation.needs}"
-            else:
-                try:
-                    by = plant(mutation, tree)
-                    verdict = f"caught by {by}" if by else "MISSED"
-                    bad += not by
-                except CannotPlantError as error:
-                    verdict = f"ERROR, {error}"
-                    bad += 1
-            print(f"{i:3}/{len(chosen)} {mutation.name:32} {time.monotonic() - start:5.1f} s  {verdict}", flush=True)
-    print(f"{len(chosen) - bad} of {len(chosen)} as they should be")
+            good, verdict = judge(mutation, tree)
+            free.put(tree)
+            print(f"{mutation.name:32} {time.monotonic() - start:5.1f} s  {verdict}", flush=True)
+            return good
+
+        bad = [m.name for m, good in zip(chosen, pool.map(in_a_copy, chosen), strict=True) if not good]
+    print(f"{len(chosen) - len(bad)} of {len(chosen)} as they should be", *bad)
     return 1 if bad else 0
 
 

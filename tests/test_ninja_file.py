@@ -24,10 +24,10 @@ SOURCES = (
 )
 
 
-def edges(archs: str | None, *, emulate: bool = False) -> tuple[dict[str, str], str]:
+def edges(archs: str | None, *, emulate: str = "", folder: Path = Path("out")) -> tuple[dict[str, str], str]:
     """Of build.ninja for these architectures: by source its rule and its own options; and the whole text."""
     cuda = None if archs is None else Cuda(Path("/c/bin/nvcc"), Path("/c/include"), Path("/c/lib64"), archs.split(","))
-    text = ninja_file.ninja_file(SOURCES, ["g++"], Path("/torch"), Path("out"), cuda=cuda, emulate=emulate)
+    text = ninja_file.ninja_file(SOURCES, ["g++"], Path("/torch"), folder, cuda=cuda, emulate=emulate)
     lines = text.splitlines()
     compiled = [i for i, line in enumerate(lines) if line.startswith("build ") and " csrc" in line]
     found = [(lines[i].split(), lines[i + 1].partition("=")[2].strip()) for i in compiled]
@@ -64,11 +64,25 @@ def test_sources_left_out_without_cuda_and_emulated() -> None:
     without, text = edges(None)
     assert set(without) == {"csrc/binding.cpp", "csrc/cpu/kernels.cpp"}
     assert "cudart" not in text
-    emulated, text = edges("80", emulate=True)
+    emulated, text = edges("80", emulate="1")
     assert set(emulated) == {source for source in SOURCES if "cuda" in source}
     assert emulated["csrc/cuda/hopper/kernels.cu"] == "compile -x c++"
     assert "-DAIM_FAST_EMULATED" in text
     assert "cudart" not in text
+
+
+def test_instances_left_as_they_are(tmp_path: Path) -> None:
+    """One that was compiled before is linked and not compiled, unless the word is in its name."""
+    instance = "csrc/cuda/ampere/instances/a.cu"
+    assert instance in edges("80", emulate="b", folder=tmp_path)[0]
+    compiled = tmp_path / "cuda/ampere/instances/a.o"
+    compiled.parent.mkdir(parents=True)
+    compiled.touch()
+    for word, left in (("b", True), ("a", False), ("1", False)):
+        found, text = edges("80", emulate=word, folder=tmp_path)
+        assert (instance not in found) is left
+        assert str(compiled) in text.splitlines()[-1]
+        assert "csrc/cuda/sum.cu" in found
 
 
 @pytest.mark.skipif(COMPILER is None, reason="no C++ compiler")
