@@ -19,10 +19,8 @@ inline void store_without_proxy_fence(bool wrong) {
 inline void wgmma_without_proxy_fence(bool wrong) {
   launch({128}, [=] {
     load_tiles();
-    if (threadIdx.x < 32) {
-      store_matrix(0);
-      if (!wrong) fence_proxy_async();
-    }
+    if (threadIdx.x < 32) store_matrix(0);
+    if (!wrong || threadIdx.x >= 32) fence_proxy_async();  // another thread's does nothing for what this one wrote
     __syncthreads();
     float sums[16];
     wgmma_fence();
