@@ -66,6 +66,19 @@ def test_same_positions_as_eager(fused: None, dtype: torch.dtype, activation: st
     assert_same_positions(got, exact(tensors, dy, activation=activation, skip=True))
 
 
+@DTYPES
+@pytest.mark.parametrize("activation", aim_fast.ACTIVATIONS)
+@COUNTS
+def test_recomputed_like_kept(fused: None, dtype: torch.dtype, activation: str, rows: int) -> None:
+    tensors, dy = inputs(dtype, rows)
+    tensors["x"][3, 5], tensors["x"][-1, 47] = INF, -INF
+    kept, again = (
+        evaluate(aim_fast.adapter, tensors, dy, activation=activation, recompute=recompute)
+        for recompute in (False, True)
+    )
+    assert_same_positions(again, kept)
+
+
 @pytest.mark.parametrize("activation", aim_fast.ACTIVATIONS)
 @pytest.mark.parametrize("value", [NAN, INF, -INF], ids=str)
 def test_activation_of_one_value(isa: str, activation: str, value: float) -> None:

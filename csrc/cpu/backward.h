@@ -22,6 +22,7 @@
 
 #include "few_backward.h"
 #include "gradients.h"
+#include "mend.h"
 #include "scratch.h"
 #include "steps.h"
 
@@ -36,7 +37,7 @@ class Backward {
       : p_(params),
         need_dz_(p_.dx || p_.dw1 || p_.db1),
         need_h_(p_.dw2 || p_.dscale),
-        blocks_(cut_rows(p_.M, kCutFor)),
+        blocks_(cut_rows<Op>(p_.M, kCutFor)),
         run_(ceil_div(Op::kPerUnit * kMaxBlockRows, blocks_.rows)),
         group_(p_.dw1 || p_.dw2
                    ? least(blocks_.count, run_ * ceil_div(2 * p_.threads * kMaxBlockRows, run_ * blocks_.rows))
@@ -46,7 +47,9 @@ class Backward {
         panels_d_(ceil_div(p_.D, kNR)),
         panels_h_(ceil_div(p_.H, kNR)),
         ld_d_(panels_d_ * kNR + kUnits),
-        ld_h_(panels_h_ * kNR + kUnits) {}
+        ld_h_(panels_h_ * kNR + kUnits),
+        part_d_(group_ * paired_units() * ld_d_),
+        part_h_(group_ * paired_units() * ld_h_) {}
 
   void run() {
     if (p_.M <= few_rows<Op>) return FewBackward<Op>(p_).run();
@@ -79,7 +82,7 @@ class Backward {
   // A paired buffer of one block: its rows in units, columns with a stride that spreads over the cache's sets.
   int64_t paired_units() const { return units_of(blocks_.rows); }
   static int64_t units_of(int64_t rows) { return round_up(ceil_div(rows, Op::kPerUnit), kLeft); }
-  static int64_t panel_units(int64_t lines) { return lines * kUnits * kNR; }
+  static int64_t panel_units(int64_t lines) { return lines * kLine<Op> * kNR; }
   int64_t weight_panel() const { return round_up(p_.H, kStep) * kNR; }
 
   int64_t last_step() const { return 2 * ceil_div(blocks_.count, group_) + 1; }
@@ -94,10 +97,10 @@ class Backward {
     const size_t w2_back = units(need_dz_, panels_h_ * panel_units(lines_d_));
     const size_t w1 = units(!p_.z, panels_h_ * panel_units(lines_d_));
     const size_t w2 = units(bool(p_.dscale), panels_d_ * panel_units(lines_h_));
-    const size_t x = units(dw1, group_ * paired_units() * ld_d_);
-    const size_t dy = units(dw2, group_ * paired_units() * ld_d_);
-    const size_t dz = units(dw1, group_ * paired_units() * ld_h_);
-    const size_t h = units(dw2, group_ * paired_units() * ld_h_);
+    const size_t x = units(dw1, Op::kParts * part_d_);
+    const size_t dy = units(dw2, Op::kParts * part_d_);
+    const size_t dz = units(dw1, Op::kParts * part_h_);
+    const size_t h = units(dw2, Op::kParts * part_h_);
     const size_t dw1_at = floats(dw1, panels_d_ * weight_panel());
     const size_t g = floats(dw2, panels_d_ * weight_panel());
     const size_t b1 = floats(true, panels_h_ * kNR), b2 = floats(true, panels_d_ * kNR);
@@ -158,11 +161,13 @@ class Backward {
     const int64_t first = index * blocks_.rows, count = least(blocks_.rows, p_.M - first);
     Layout layout;
     const int64_t tile_rows = round_up(blocks_.rows, kMR);
-    const size_t d_at = layout.add(tile_rows * lines_d_ * kUnits * sizeof(Unit));
-    const size_t h_at = layout.add(tile_rows * lines_h_ * kUnits * sizeof(Unit));
-    const size_t f_at = layout.add(p_.dscale ? tile_rows * lines_h_ * kUnits * sizeof(Unit) : 0);
+    const size_t d_at = layout.add(tile_rows * lines_d_ * kLine<Op> * sizeof(Unit));
+    const size_t h_at = layout.add(tile_rows * lines_h_ * kLine<Op> * sizeof(Unit));
+    const size_t f_at = layout.add(p_.dscale ? tile_rows * lines_h_ * kLine<Op> * sizeof(Unit) : 0);
     const size_t z_at = layout.add(p_.z ? 0 : blocks_.rows * panels_h_ * kNR * sizeof(float));
+    const size_t row_at = layout.add(p_.z ? 0 : panels_d_ * kNR * sizeof(float));
     char* base = scratch(Scratch::kBlock, layout.size());
+    float* row = reinterpret_cast<float*>(base + row_at);
     Unit* lines = reinterpret_cast<Unit*>(base + d_at);
     Unit* dz = reinterpret_cast<Unit*>(base + h_at);
     Unit* h_lines = reinterpret_cast<Unit*>(base + f_at);
@@ -182,7 +187,11 @@ class Backward {
     const Dtype x_rounding = rounding(p_.x.dtype, p_.dtype);
     if (!p_.z && (need_dz_ || need_h_)) {
       pack_lines<Op>(x_rows, count, p_.D, p_.x.dtype, x_rounding, nullptr, lines);
-      auto z_tile = [&](int64_t m, int64_t rows, int64_t n, int64_t, float* c) {
+      auto z_tile = [&](int64_t m, int64_t rows, int64_t n, int64_t columns, float* c) {
+        mend<Op>(rows, p_.w1, p_.D, n, columns, p_.dtype, c, [&](int64_t r) {
+          widen_row(x_rows[m + r], p_.D, p_.x.dtype, p_.dtype, row);
+          return row;
+        });
         for (int64_t r = 0; r < rows; ++r) {
           store_span(z_again + (m + r) * panels_h_ * kNR + n, load_span(c + r * kNR) + load_span(b1_ + n));
         }
@@ -191,8 +200,9 @@ class Backward {
     }
     const int64_t units = units_of(count);
     const int64_t at = i * paired_units() * ld_d_, width = panels_d_ * kNR;
-    if (p_.dw1) pack_paired<Op>(x_rows, count, p_.D, 0, width, p_.x.dtype, x_rounding, units, x_ + at, ld_d_);
-    if (p_.dw2) pack_paired<Op>(dy_rows, count, p_.D, 0, width, p_.dy.dtype, Dtype::kFloat32, units, dy_ + at, ld_d_);
+    if (p_.dw1) pack_paired<Op>(x_rows, count, p_.D, 0, width, p_.x.dtype, x_rounding, units, x_ + at, ld_d_, part_d_);
+    if (p_.dw2)
+      pack_paired<Op>(dy_rows, count, p_.D, 0, width, p_.dy.dtype, Dtype::kFloat32, units, dy_ + at, ld_d_, part_d_);
     if (p_.db2) sum_rows(dy_rows, factors, count, db2_parts_ + i * panels_d_ * kNR);
     if (!need_dz_ && !need_h_) return;
 
@@ -207,10 +217,10 @@ class Backward {
       alignas(64) float h[kMR * kNR] = {};  // an odd tile pairs its last row with one of zeros
       const Span sum = hidden_gradient(p_, z_rows + m, z_dtype, factors + m, rows, n, columns, c, h);
       if (db1) store_span(db1 + n, load_span(db1 + n) + sum);
-      if (p_.dx) store_lines<Op>(c, rows, n, dz + m * lines_h_ * kUnits);
-      if (p_.dscale) store_lines<Op>(h, rows, n, h_lines + m * lines_h_ * kUnits);
-      if (dz_left) store_left<Op>(c, rows, dz_left + m / Op::kPerUnit * ld_h_ + n * kLeft, ld_h_);
-      if (h_left) store_left<Op>(h, rows, h_left + m / Op::kPerUnit * ld_h_ + n * kLeft, ld_h_);
+      if (p_.dx) store_lines<Op>(c, rows, n, dz + m * lines_h_ * kLine<Op>);
+      if (p_.dscale) store_lines<Op>(h, rows, n, h_lines + m * lines_h_ * kLine<Op>);
+      if (dz_left) store_left<Op>(c, rows, dz_left + m / Op::kPerUnit * ld_h_ + n * kLeft, ld_h_, part_h_);
+      if (h_left) store_left<Op>(h, rows, h_left + m / Op::kPerUnit * ld_h_ + n * kLeft, ld_h_, part_h_);
     };
     // Without dz the product over no lines gives dh = 0, and its epilogue h.
     block_product<Op>(count, p_.H, need_dz_ ? lines_d_ : 0, lines, w2_back_, [](auto...) {}, hidden_tile);
@@ -230,7 +240,7 @@ class Backward {
     }
     if (!p_.dx) return;
 
-    const bool exact = !p_.scale && (Op::kPerUnit == 1 || p_.dy.dtype == p_.dtype);  // dy as it is in its lines
+    const bool exact = !p_.scale && Op::holds(p_.dy.dtype);  // dy as it is in its lines
     // What the block after this one reads; near the end, this block again.
     char *next_x[kMaxBlockRows], *next_dy[kMaxBlockRows];
     const int64_t ahead = first + p_.threads * blocks_.rows, next = ahead + count <= p_.M ? ahead : first;
@@ -245,7 +255,7 @@ class Backward {
       for (int64_t r = 0; r < rows; ++r) {
         Span dx = load_span(c + r * kNR);
         if (p_.skip) {
-          dx = dx + (exact ? load_lines<Op>(lines + m * lines_d_ * kUnits, r, n)
+          dx = dx + (exact ? load_lines<Op>(lines + m * lines_d_ * kLine<Op>, r, n)
                            : load_columns(dy_rows[m + r], n, columns, p_.dy.dtype));
         }
         store_columns(dx_rows[m + r], n, columns, p_.dx.dtype, dx);
@@ -287,8 +297,8 @@ class Backward {
       const int64_t u = m / Op::kPerUnit, units = units_of(least(step, rows - m));
       for (int64_t n = 0; n < p_.H; n += kMR) {
         with_height(least<int64_t>(kMR, p_.H - n), [&](auto height) {
-          tile_rows<Op, decltype(height)::value>(units, left + u * ld_h_ + n * kLeft, ld_h_, right + u * ld_d_, ld_d_,
-                                                 sums + n * kNR);
+          tile_rows<Op, decltype(height)::value>(units, {left + u * ld_h_ + n * kLeft, ld_h_, part_h_},
+                                                 {right + u * ld_d_, ld_d_, part_d_}, sums + n * kNR);
         });
       }
     }
@@ -332,7 +342,7 @@ class Backward {
   // hold whole runs, so that the sums do not depend on the number of threads.
   const int64_t run_;
   const int64_t group_;  // blocks that share the paired buffers
-  const int64_t lines_d_, lines_h_, panels_d_, panels_h_, ld_d_, ld_h_;
+  const int64_t lines_d_, lines_h_, panels_d_, panels_h_, ld_d_, ld_h_, part_d_, part_h_;
   Unit *w1_back_, *w2_back_, *w1_, *w2_, *x_, *dy_, *dz_, *h_;
   float *dw1_, *g_, *b1_, *b2_, *scale_, *db1_parts_, *db2_parts_, *dscale_parts_;
   double *db1_, *db2_, *dscale_;

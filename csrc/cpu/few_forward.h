@@ -23,12 +23,7 @@ class FewForward {
     char* base = scratch(Scratch::kCall, layout_.size());
     tiles_.fill(base);
     x_ = reinterpret_cast<float*>(base + x), h_ = reinterpret_cast<float*>(base + h);
-    for (int64_t m = 0; m < p_.M; ++m) {
-      for (int64_t n = 0; n < p_.D; n += kNR) {
-        const Span v = load_columns(rows_.x[m], n, least<int64_t>(kNR, p_.D - n), p_.x.dtype);
-        store_span(x_ + m * ld_d_ + n, {rounded(v.low, p_.dtype), rounded(v.high, p_.dtype)});
-      }
-    }
+    for (int64_t m = 0; m < p_.M; ++m) widen_row(rows_.x[m], p_.D, p_.x.dtype, p_.dtype, x_ + m * ld_d_);
     run_steps(p_, 2, this);
   }
 

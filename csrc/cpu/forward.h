@@ -17,6 +17,7 @@
 
 #include "few_forward.h"
 #include "forward_tiles.h"
+#include "mend.h"
 #include "scratch.h"
 #include "steps.h"
 
@@ -30,7 +31,7 @@ class Forward {
   explicit Forward(const ForwardParams& params)
       : p_(params),
         tiles_(p_, layout_),
-        blocks_(cut_rows(p_.M, p_.threads)),
+        blocks_(cut_rows<Op>(p_.M, p_.threads)),
         lines_d_(lines_of<Op>(p_.D)),
         lines_h_(lines_of<Op>(p_.H)),
         panels_d_(ceil_div(p_.D, kNR)),
@@ -58,7 +59,7 @@ class Forward {
   void task(int64_t step, int64_t i) { step ? block(i) : pack_panel(i); }
 
  private:
-  static int64_t panel_units(int64_t lines) { return lines * kUnits * kNR; }
+  static int64_t panel_units(int64_t lines) { return lines * kLine<Op> * kNR; }
 
   void find_panels(const char* packed) {
     w1_ = reinterpret_cast<const Unit*>(packed);
@@ -80,9 +81,11 @@ class Forward {
   void block(int64_t i) {
     const Matrix matrix;
     Layout layout;
-    const size_t x_at = layout.add(round_up(blocks_.rows, kMR) * lines_d_ * kUnits * sizeof(Unit));
-    const size_t h_at = layout.add(round_up(blocks_.rows, kMR) * lines_h_ * kUnits * sizeof(Unit));
+    const size_t x_at = layout.add(round_up(blocks_.rows, kMR) * lines_d_ * kLine<Op> * sizeof(Unit));
+    const size_t h_at = layout.add(round_up(blocks_.rows, kMR) * lines_h_ * kLine<Op> * sizeof(Unit));
+    const size_t row_at = layout.add(round_up(p_.D < p_.H ? p_.H : p_.D, kNR) * sizeof(float));
     char* base = scratch(Scratch::kBlock, layout.size());
+    float* row = reinterpret_cast<float*>(base + row_at);
     Unit* x = reinterpret_cast<Unit*>(base + x_at);
     Unit* h = reinterpret_cast<Unit*>(base + h_at);
     const int64_t first = i * blocks_.rows;
@@ -90,8 +93,12 @@ class Forward {
     pack_lines<Op>(rows.x, rows.count, p_.D, p_.x.dtype, rounding(p_.x.dtype, p_.dtype), nullptr, x);
 
     auto hidden_tile = [&](int64_t m, int64_t count, int64_t n, int64_t columns, float* c) {
+      mend<Op>(count, p_.w1, p_.D, n, columns, p_.dtype, c, [&](int64_t r) {
+        widen_row(rows.x[m + r], p_.D, p_.x.dtype, p_.dtype, row);
+        return row;
+      });
       tiles_.hidden(first + m, count, n, columns, c);
-      store_lines<Op>(c, count, n, h + m * lines_h_ * kUnits);
+      store_lines<Op>(c, count, n, h + m * lines_h_ * kLine<Op>);
     };
     block_product<Op>(rows.count, p_.H, lines_d_, x, w1_, [](auto...) {}, hidden_tile);
 
@@ -100,6 +107,10 @@ class Forward {
       prefetch_columns<For::kWriting>(rows.y + m, count, n, p_.y.dtype);
     };
     auto output_tile = [&](int64_t m, int64_t count, int64_t n, int64_t columns, float* c) {
+      mend<Op>(count, p_.w2, p_.H, n, columns, p_.dtype, c, [&](int64_t r) {
+        for (int64_t j = 0; j < p_.H; j += kNR) store_span(row + j, load_lines<Op>(h + m * lines_h_ * kLine<Op>, r, j));
+        return row;
+      });
       tiles_.output(rows, m, count, n, columns, c);
     };
     block_product<Op>(rows.count, p_.D, lines_h_, h, w2_, fetch_tile, output_tile);

@@ -48,7 +48,7 @@ class ForwardTiles {
     for (int64_t r = 0; r < tile; ++r) {
       Span y = (load_span(c + r * kNR) + bias) * (scale * rows.factors[m + r]);
       if (p_.skip) {
-        y = y + (rows.lines ? load_lines<Op>(rows.lines + m * lines_of<Op>(p_.D) * kUnits, r, n)
+        y = y + (rows.lines ? load_lines<Op>(rows.lines + m * lines_of<Op>(p_.D) * kLine<Op>, r, n)
                             : load_columns(rows.x[m + r], n, columns, p_.x.dtype));
       }
       if (p_.residual) y = y + load_columns(rows.residual[m + r], n, columns, p_.residual.dtype);
@@ -72,7 +72,7 @@ class ForwardTiles {
         activate<A>(v);
         for (int i = 0; i < kRowsAtOnce; ++i) {
           Span h = {v[2 * i], v[2 * i + 1]};
-          if (Op::kPerUnit == 1) h = {rounded(h.low, p_.dtype), rounded(h.high, p_.dtype)};
+          if (!Op::kRounds) h = {rounded(h.low, p_.dtype), rounded(h.high, p_.dtype)};
           store_span(c + (r + i) * kNR, h);
         }
       }

@@ -3,10 +3,12 @@
 // A unit is one float, or two bfloat16 that follow each other along the summed dimension: with it both operand types
 // have the same layouts. kUnits units of one row make a line: 64 bytes, less with short vectors.
 //
-//   lines   [tile][line][kMR][kUnits]   left operand of a product along columns: one pointer, constant displacements
-//   panel   [unit][kNR]                 right operand: kNR columns, the summed dimension outermost
-//   paired  [unit of rows][column]      right operand of a product along rows (weight gradients)
-//   left    [unit of rows][column]      its left operand; with matrix tiles [line of rows][column][kUnits]
+//   lines   [tile][line][part][kMR][kUnits]   left operand of a product along columns: constant displacements
+//   panel   [line][part][kUnits][kNR]         right operand: kNR columns, the summed dimension outermost
+//   paired  [part][unit of rows][column]      right operand of a product along rows (weight gradients)
+//   left    [part][unit of rows][column]      its left operand; with matrix tiles [part][line of rows][column][kUnits]
+//
+// An operand has one part, or several whose sum it is.
 //
 // Measured: EPYC (Zen 4), AVX-512: the loops over a tile have to unroll fully, else the accumulators live in memory.
 #pragma once
@@ -31,28 +33,38 @@ constexpr int kStep = kMR / 3;  // tiles come with 1, 2 or 3 times as many rows
 constexpr int kNR = 2 * kLanes;
 constexpr int kUnits = least(16, kNR);  // no more than a panel, so that whole panels fill whole lines
 
+// Vectors of units: one of each part.
+template <class Vec, int kParts>
+struct Parts {
+  Vec part[kParts];
+};
+
 struct FloatOperand {
   using Unit = float;
   using Storage = Float32;
   using Vec = Float;
   static constexpr int kPerUnit = 1;
-  static constexpr int kPerLine = kUnits * kPerUnit;
+  static constexpr int kParts = 1;
+  using Units = Parts<Vec, kParts>;
+
+  static constexpr bool kRounds = false;               // whether units are rounded to the products' dtype as such
+  static constexpr bool holds(Dtype) { return true; }  // whether values of a dtype keep all their bits
 
   static AIM_FAST_INLINE Vec broadcast(const Unit* p) { return splat(*p); }
   static AIM_FAST_INLINE Float multiply_add(Float sum, Vec a, Vec b) { return a * b + sum; }
 
   // kLanes units: from floats of one row, from a row as stored, from one column each of a pair of rows (here the
   // first).
-  static AIM_FAST_INLINE Vec from_floats(const float* p) { return load_vector<Vec>(p); }
+  static AIM_FAST_INLINE Units from_floats(const float* p) { return {load_vector<Vec>(p)}; }
   template <class S>
-  static AIM_FAST_INLINE Vec from_row(const typename S::Element* p, Dtype round_to) {
-    return rounded(S::load(p), round_to);
+  static AIM_FAST_INLINE Units from_row(const typename S::Element* p, Dtype round_to) {
+    return {rounded(S::load(p), round_to)};
   }
   template <class S>
-  static AIM_FAST_INLINE Vec from_pair(const typename S::Element* even, const typename S::Element*, Dtype round_to) {
-    return rounded(S::load(even), round_to);
+  static AIM_FAST_INLINE Units from_pair(const typename S::Element* even, const typename S::Element*, Dtype round_to) {
+    return {rounded(S::load(even), round_to)};
   }
-  static AIM_FAST_INLINE Vec pair_floats(const float* even, const float*) { return load_vector<Vec>(even); }
+  static AIM_FAST_INLINE Units pair_floats(const float* even, const float*) { return {load_vector<Vec>(even)}; }
 };
 
 #if defined(__AVX512BF16__)
@@ -61,29 +73,33 @@ struct BFloat16Operand {
   using Storage = BFloat16;
   using Vec = Uint;
   static constexpr int kPerUnit = 2;
-  static constexpr int kPerLine = kUnits * kPerUnit;
+  static constexpr int kParts = 1;
+  using Units = Parts<Vec, kParts>;
+
+  static constexpr bool kRounds = true;
+  static constexpr bool holds(Dtype dtype) { return dtype == Dtype::kBFloat16; }
 
   static AIM_FAST_INLINE Vec broadcast(const Unit* p) { return (Vec)_mm512_set1_epi32(static_cast<int>(*p)); }
   static AIM_FAST_INLINE Float multiply_add(Float sum, Vec a, Vec b) {
     return (Float)_mm512_dpbf16_ps((__m512)sum, (__m512bh)a, (__m512bh)b);
   }
 
-  static AIM_FAST_INLINE Vec from_floats(const float* p) {
-    return (Vec)_mm512_cvtne2ps_pbh((__m512)load_vector<Float>(p + kLanes), (__m512)load_vector<Float>(p));
+  static AIM_FAST_INLINE Units from_floats(const float* p) {
+    return {(Vec)_mm512_cvtne2ps_pbh((__m512)load_vector<Float>(p + kLanes), (__m512)load_vector<Float>(p))};
   }
   template <class S>
-  static AIM_FAST_INLINE Vec from_row(const typename S::Element* p, Dtype) {
-    if constexpr (sizeof(typename S::Element) == 2 && S::kIsBFloat16) return load_vector<Vec>(p);
-    return (Vec)_mm512_cvtne2ps_pbh((__m512)S::load(p + kLanes), (__m512)S::load(p));
+  static AIM_FAST_INLINE Units from_row(const typename S::Element* p, Dtype) {
+    if constexpr (sizeof(typename S::Element) == 2 && S::kIsBFloat16) return {load_vector<Vec>(p)};
+    return {(Vec)_mm512_cvtne2ps_pbh((__m512)S::load(p + kLanes), (__m512)S::load(p))};
   }
   // One column of each of two rows: (odd, even) as the halves of a unit.
   template <class S>
-  static AIM_FAST_INLINE Vec from_pair(const typename S::Element* even, const typename S::Element* odd, Dtype) {
-    if constexpr (S::kIsBFloat16) return pair(load_vector<Half>(even), load_vector<Half>(odd));
-    return pair(to_bf16(S::load(even)), to_bf16(S::load(odd)));
+  static AIM_FAST_INLINE Units from_pair(const typename S::Element* even, const typename S::Element* odd, Dtype) {
+    if constexpr (S::kIsBFloat16) return {pair(load_vector<Half>(even), load_vector<Half>(odd))};
+    return {pair(to_bf16(S::load(even)), to_bf16(S::load(odd)))};
   }
-  static AIM_FAST_INLINE Vec pair_floats(const float* even, const float* odd) {
-    return pair(to_bf16(load_vector<Float>(even)), to_bf16(load_vector<Float>(odd)));
+  static AIM_FAST_INLINE Units pair_floats(const float* even, const float* odd) {
+    return {pair(to_bf16(load_vector<Float>(even)), to_bf16(load_vector<Float>(odd)))};
   }
 
  private:
@@ -94,11 +110,18 @@ struct BFloat16Operand {
 #endif
 
 // Units of rows that follow each other in memory in a left operand of a product along rows.
-#if defined(AIM_FAST_AMX)
-constexpr int kLeft = kUnits;
-#else
-constexpr int kLeft = 1;
-#endif
+constexpr int kLeft = kMatrixTiles ? kUnits : 1;
+
+// Units of a row in a line, all parts.
+template <class Op>
+constexpr int kLine = kUnits * Op::kParts;
+
+// An operand of a product along rows: units, the stride from one unit of rows to the next, and from part to part.
+template <class Op>
+struct Along {
+  const typename Op::Unit* units;
+  int64_t ld, part;
+};
 
 #if defined(AIM_FAST_AMX)
 
@@ -107,18 +130,26 @@ template <class Op, int R>
 void tile_columns(int64_t lines, const typename Op::Unit* a, const typename Op::Unit* b, float* c) {
   Matrix::Sums<R / Matrix::kRows> sums;
   sums.zero();
-  for (int64_t line = 0; line < lines; ++line, a += kMR * kUnits, b += kUnits * kNR) sums.multiply(a, kUnits, b, kNR);
+  for (int64_t line = 0; line < lines; ++line, a += kMR * kLine<Op>, b += kLine<Op> * kNR) {
+    sums.template multiply<Op::kParts>(a, kUnits, kMR * kUnits, b, kNR, kUnits * kNR);
+  }
   sums.store(c, kNR);
 }
 
-// c [R, kNR] += a^T b over units of rows: a left, b paired, with row strides lda, ldb in units; zero up to whole lines.
+// c [R, kNR] += a^T b over units of rows: a left, b paired; zero up to whole lines.
 template <class Op, int R>
-void tile_rows(int64_t units, const typename Op::Unit* a, int64_t lda, const typename Op::Unit* b, int64_t ldb,
-               float* c) {
+void tile_rows(int64_t units, const Along<Op>& left, const Along<Op>& right, float* c) {
   Matrix::Sums<R / Matrix::kRows> sums;
-  sums.load(c, kNR);
-  for (int64_t u = 0; u < units; u += kUnits, a += kUnits * lda, b += kUnits * ldb) sums.multiply(a, kUnits, b, ldb);
-  sums.store(c, kNR);
+  sums.zero();
+  const typename Op::Unit *a = left.units, *b = right.units;
+  for (int64_t u = 0; u < units; u += kUnits, a += kUnits * left.ld, b += kUnits * right.ld) {
+    sums.template multiply<Op::kParts>(a, kUnits, left.part, b, right.ld, right.part);
+  }
+  // Short sums first lose less.
+  alignas(64) float sum[R * kNR];
+  sums.store(sum, kNR);
+  for (int i = 0; i < R * kNR; i += kLanes)
+    store_vector(c + i, load_vector<Float>(c + i) + load_vector<Float>(sum + i));
 }
 
 #else
@@ -147,14 +178,14 @@ void tile_columns(int64_t lines, const typename Op::Unit* a, const typename Op::
   }
 }
 
-// c [R, kNR] += a^T b over units of rows: a left, b paired, with row strides lda, ldb in units.
+// c [R, kNR] += a^T b over units of rows: a left, b paired.
 template <class Op, int R>
-void tile_rows(int64_t units, const typename Op::Unit* a, int64_t lda, const typename Op::Unit* b, int64_t ldb,
-               float* c) {
+void tile_rows(int64_t units, const Along<Op>& left, const Along<Op>& right, float* c) {
   using Vec = typename Op::Vec;
+  const typename Op::Unit *a = left.units, *b = right.units;
   Float sum[R][2] = {};
 #pragma GCC unroll 4
-  for (int64_t u = 0; u < units; ++u, a += lda, b += ldb) {
+  for (int64_t u = 0; u < units; ++u, a += left.ld, b += right.ld) {
     Vec b0 = load_vector<Vec>(b), b1 = load_vector<Vec>(b + kLanes);
     AIM_FAST_UNROLL
     for (int r = 0; r < R; ++r) {
@@ -187,7 +218,7 @@ AIM_FAST_INLINE void with_height(int64_t rows, F&& f) {
 // How many lines a dimension of n takes: whole panels, so that a product's result can be the next one's left operand.
 template <class Op>
 constexpr int64_t lines_of(int64_t n) {
-  return ceil_div(round_up(n, kNR), Op::kPerLine);
+  return ceil_div(round_up(n, kNR), kUnits * Op::kPerUnit);
 }
 
 // Panels that are passed over for one tile of rows before the next: as many as this holds, so that they stay in the
@@ -201,7 +232,7 @@ template <class Op, class Begin, class Finish>
 AIM_FAST_INLINE void block_product(int64_t rows, int64_t N, int64_t lines, const typename Op::Unit* a,
                                    const typename Op::Unit* panels, const Begin& begin, const Finish& finish) {
   alignas(64) float c[kMR * kNR];
-  const int64_t panel = lines * kUnits * kNR;
+  const int64_t panel = lines * kLine<Op> * kNR;
   const int64_t group = kNR * (kPanelBytes / (panel * 4 + 1) + 1);
   for (int64_t first = 0; first < N; first += group) {
     for (int64_t m = 0; m < rows; m += kMR) {
@@ -209,7 +240,7 @@ AIM_FAST_INLINE void block_product(int64_t rows, int64_t N, int64_t lines, const
       for (int64_t n = first; n < least(first + group, N); n += kNR) {
         begin(m, count, n);
         with_height(count, [&](auto height) {
-          tile_columns<Op, decltype(height)::value>(lines, a + m * lines * kUnits, panels + n / kNR * panel, c);
+          tile_columns<Op, decltype(height)::value>(lines, a + m * lines * kLine<Op>, panels + n / kNR * panel, c);
         });
         finish(m, count, n, least<int64_t>(kNR, N - n), c);
       }

@@ -1,4 +1,4 @@
-// Products of bfloat16 on the tiles of AMX; whatever else is asked for is AVX-512's.
+// Products on the tiles of AMX: of bfloat16, and of other floats as sums of bfloat16.
 #include <cpuid.h>
 #include <sys/syscall.h>
 #include <unistd.h>
@@ -9,6 +9,7 @@
 #include "backward.h"
 #include "forward.h"
 #include "kernels.h"
+#include "split.h"
 
 namespace aim_fast {
 
@@ -16,26 +17,37 @@ extern const Kernels kernels_avx512_bf16;
 
 namespace amx {
 
+// Calls f with the operands of products in a dtype.
+template <class F>
+auto with_operand(Dtype dtype, F&& f) {
+  switch (dtype) {
+    case Dtype::kFloat32:
+      return f(SplitOperand<3>{});
+    case Dtype::kFloat16:
+      return f(SplitOperand<2>{});
+    case Dtype::kBFloat16:
+      break;
+  }
+  return f(BFloat16Operand{});
+}
+
 inline void forward(const ForwardParams& p) {
-  if (p.dtype != Dtype::kBFloat16) return kernels_avx512_bf16.forward(p);
-  Forward<BFloat16Operand>(p).run();
+  with_operand(p.dtype, [&](auto operand) { Forward<decltype(operand)>(p).run(); });
 }
 
 inline int64_t packed_bytes(const ForwardParams& p) {
-  if (p.dtype != Dtype::kBFloat16) return kernels_avx512_bf16.packed_bytes(p);
-  return Forward<BFloat16Operand>(p).packed_bytes();
+  return with_operand(p.dtype, [&](auto operand) { return Forward<decltype(operand)>(p).packed_bytes(); });
 }
 
 inline void pack(const ForwardParams& p, char* out) {
-  if (p.dtype != Dtype::kBFloat16) return kernels_avx512_bf16.pack(p, out);
-  Forward<BFloat16Operand>(p).pack(out);
+  with_operand(p.dtype, [&](auto operand) { Forward<decltype(operand)>(p).pack(out); });
 }
 
 inline void backward(const BackwardParams& p) {
-  if (p.dtype != Dtype::kBFloat16) return kernels_avx512_bf16.backward(p);
-  Backward<BFloat16Operand>(p).run();
+  with_operand(p.dtype, [&](auto operand) { Backward<decltype(operand)>(p).run(); });
 }
 
+// The peak of fp32 is that of its own instruction, which sums of bfloat16 pass.
 inline int64_t peak(Dtype dtype, int64_t rounds) {
   if (dtype != Dtype::kBFloat16) return kernels_avx512_bf16.peak(dtype, rounds);
   const Matrix matrix;

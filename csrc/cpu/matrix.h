@@ -10,6 +10,8 @@ namespace aim_fast::AIM_FAST_ISA {
 
 #if defined(AIM_FAST_AMX)
 
+constexpr bool kMatrixTiles = true;
+
 // While one lives its thread may use the tiles: eight of 16 rows of 64 bytes.
 class Matrix {
  public:
@@ -38,14 +40,6 @@ class Matrix {
         clear<3>();
       }
     }
-    void load(const float* c, int64_t stride) const {
-      fill<0>(c, stride);
-      fill<1>(c + 16, stride);
-      if constexpr (kDown > 1) {
-        fill<2>(c + 16 * stride, stride);
-        fill<3>(c + 16 * stride + 16, stride);
-      }
-    }
     void store(float* c, int64_t stride) const {
       drain<0>(c, stride);
       drain<1>(c + 16, stride);
@@ -63,13 +57,23 @@ class Matrix {
         product<3, 5, 7>();
       }
     }
-    // += a b, a [16 kDown, 16] and b [16, 32] of units of two along the summed dimension.
-    void multiply(const uint32_t* a, int64_t a_stride, const uint32_t* b, int64_t b_stride) const {
-      fill<4>(a, a_stride);
-      fill<6>(b, b_stride);
-      fill<7>(b + 16, b_stride);
-      if constexpr (kDown > 1) fill<5>(a + 16 * a_stride, a_stride);
-      multiply();
+    // += a b, a [16 kDown, 16] and b [16, 32] of units of two along the summed dimension, each the sum of kParts parts
+    // that lie a_part and b_part apart. Parts i and j are multiplied where i + j < 3, in an order that fills few tiles.
+    template <int kParts>
+    void multiply(const uint32_t* a, int64_t a_stride, int64_t a_part, const uint32_t* b, int64_t b_stride,
+                  int64_t b_part) const {
+      const auto left = [&](int part) {
+        fill<4>(a + part * a_part, a_stride);
+        if constexpr (kDown > 1) fill<5>(a + part * a_part + 16 * a_stride, a_stride);
+      };
+      const auto right = [&](int part) {
+        fill<6>(b + part * b_part, b_stride);
+        fill<7>(b + part * b_part + 16, b_stride);
+      };
+      left(0);
+      for (int part = kParts - 1; part >= 0; --part) right(part), multiply();
+      for (int part = kParts - 1; part > 0; --part) left(part), multiply();
+      if constexpr (kParts > 1) right(1), multiply();
     }
 
    private:
@@ -93,6 +97,8 @@ class Matrix {
 };
 
 #else
+
+constexpr bool kMatrixTiles = false;
 
 struct Matrix {
   Matrix() {}  // not trivial: an object of it is not an unused variable

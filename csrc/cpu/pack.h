@@ -11,7 +11,7 @@ constexpr Dtype rounding(Dtype from, Dtype to) { return from == to ? Dtype::kFlo
 
 // kLanes units of a row from element k on, the row having n elements; zero beyond.
 template <class Op, class S>
-AIM_FAST_INLINE typename Op::Vec row_units(const typename S::Element* row, int64_t k, int64_t n, Dtype round_to) {
+AIM_FAST_INLINE typename Op::Units row_units(const typename S::Element* row, int64_t k, int64_t n, Dtype round_to) {
   constexpr int kElements = kLanes * Op::kPerUnit;
   if (k + kElements <= n) return Op::template from_row<S>(row + k, round_to);
   typename S::Element part[kElements] = {};
@@ -19,21 +19,26 @@ AIM_FAST_INLINE typename Op::Vec row_units(const typename S::Element* row, int64
   return Op::template from_row<S>(part, round_to);
 }
 
+// Units to a place of each part.
+template <class Op>
+AIM_FAST_INLINE void store_units(typename Op::Unit* out, int64_t part, const typename Op::Units& units) {
+  for (int i = 0; i < Op::kParts; ++i) store_vector(out + i * part, units.part[i]);
+}
+
 // rows [count][n], times factor [n] if given, to lines; rows up to the next whole tile are zero.
 template <class Op>
 void pack_lines(char* const* rows, int64_t count, int64_t n, Dtype dtype, Dtype round_to, const float* factor,
                 typename Op::Unit* out) {
-  using Vec = typename Op::Vec;
   constexpr int kElements = kLanes * Op::kPerUnit;
   const int64_t lines = lines_of<Op>(n);
   for (int64_t m = 0; m < round_up(count, kMR); ++m) {
-    typename Op::Unit* to = out + (m / kMR * lines * kMR + m % kMR) * kUnits;
+    typename Op::Unit* to = out + m / kMR * lines * kMR * kLine<Op> + m % kMR * kUnits;
     with_dtype(dtype, [&](auto storage) {
       using S = decltype(storage);
       const auto* row = m < count ? reinterpret_cast<const typename S::Element*>(rows[m]) : nullptr;
       for (int64_t u = 0; u < lines * kUnits; u += kLanes) {
         const int64_t k = u * Op::kPerUnit;
-        Vec v{};
+        typename Op::Units v{};
         if (row && k < n) {
           if (factor) {
             alignas(64) float scaled[kElements] = {};
@@ -46,17 +51,18 @@ void pack_lines(char* const* rows, int64_t count, int64_t n, Dtype dtype, Dtype 
             v = row_units<Op, S>(row, k, n, round_to);
           }
         }
-        store_vector(to + u / kUnits * kMR * kUnits + u % kUnits, v);
+        store_units<Op>(to + u / kUnits * kMR * kLine<Op> + u % kUnits, kMR * kUnits, v);
       }
     });
   }
 }
 
-// Columns [first, first + columns) of the rows [count][n], paired: out[u * ld + j] holds rows kPerUnit u and on.
-// Units up to `units` and columns beyond n are zero. Row by row, since that is how memory streams.
+// Columns [first, first + columns) of the rows [count][n], paired: out[u * ld + j] holds rows kPerUnit u and on, and
+// `part` further on their next part. Units up to `units` and columns beyond n are zero. Row by row, since that is how
+// memory streams.
 template <class Op>
 void pack_paired(char* const* rows, int64_t count, int64_t n, int64_t first, int64_t columns, Dtype dtype,
-                 Dtype round_to, int64_t units, typename Op::Unit* out, int64_t ld) {
+                 Dtype round_to, int64_t units, typename Op::Unit* out, int64_t ld, int64_t part) {
   with_dtype(dtype, [&](auto storage) {
     using S = decltype(storage);
     using Element = typename S::Element;
@@ -69,14 +75,14 @@ void pack_paired(char* const* rows, int64_t count, int64_t n, int64_t first, int
       }
       const int64_t whole = row[kLast] ? least(columns, (n - first) / kLanes * kLanes) : 0;
       for (int64_t j = 0; j < whole; j += kLanes) {
-        store_vector(out + j, Op::template from_pair<S>(row[0] + j, row[kLast] + j, round_to));
+        store_units<Op>(out + j, part, Op::template from_pair<S>(row[0] + j, row[kLast] + j, round_to));
       }
       for (int64_t j = whole; j < columns; j += kLanes) {
         Element edge[Op::kPerUnit][kLanes] = {};
         for (int i = 0; i <= kLast; ++i) {
           for (int k = 0; row[i] && k < least<int64_t>(kLanes, n - first - j); ++k) edge[i][k] = row[i][j + k];
         }
-        store_vector(out + j, Op::template from_pair<S>(edge[0], edge[kLast], round_to));
+        store_units<Op>(out + j, part, Op::template from_pair<S>(edge[0], edge[kLast], round_to));
       }
     }
   });
@@ -85,6 +91,7 @@ void pack_paired(char* const* rows, int64_t count, int64_t n, int64_t first, int
 // Panel of columns [first, first + kNR) for the product with w^T: w [N, K] row-major, the summed dimension its last.
 template <class Op>
 void pack_panel_transposed(const Array& w, int64_t N, int64_t K, int64_t first, Dtype dtype, typename Op::Unit* out) {
+  using Unit = typename Op::Unit;
   using Vec = typename Op::Vec;
   const Dtype round_to = rounding(w.dtype, dtype);
   const int64_t units = lines_of<Op>(K) * kUnits;
@@ -94,15 +101,20 @@ void pack_panel_transposed(const Array& w, int64_t N, int64_t K, int64_t first, 
     for (int64_t u = 0; u < units; u += kLanes) {
       const int64_t k = u * Op::kPerUnit;
       for (int64_t j = 0; j < kNR; j += kLanes) {
-        Vec block[kLanes];
+        Vec block[Op::kParts][kLanes];
         AIM_FAST_UNROLL
         for (int i = 0; i < kLanes; ++i) {
           const int64_t row = first + j + i;
-          block[i] = row < N && k < K ? row_units<Op, S>(rows + row * K, k, K, round_to) : Vec{};
+          typename Op::Units units{};
+          if (row < N && k < K) units = row_units<Op, S>(rows + row * K, k, K, round_to);
+          for (int part = 0; part < Op::kParts; ++part) block[part][i] = units.part[part];
         }
-        transpose(block);
-        AIM_FAST_UNROLL
-        for (int i = 0; i < kLanes; ++i) store_vector(out + (u + i) * kNR + j, block[i]);
+        for (int part = 0; part < Op::kParts; ++part) {
+          Unit* to = out + (u / kUnits * kLine<Op> + part * kUnits + u % kUnits) * kNR + j;
+          transpose(block[part]);
+          AIM_FAST_UNROLL
+          for (int i = 0; i < kLanes; ++i) store_vector(to + i * kNR, block[part][i]);
+        }
       }
     }
   });
@@ -111,15 +123,12 @@ void pack_panel_transposed(const Array& w, int64_t N, int64_t K, int64_t first, 
 // Panel of columns [first, first + kNR) for the product with w: w [K, N] row-major, the summed dimension its first.
 template <class Op>
 void pack_panel(const Array& w, int64_t K, int64_t N, int64_t first, Dtype dtype, typename Op::Unit* out) {
-  constexpr int kRows = 64;
-  const int64_t units = lines_of<Op>(K) * kUnits;
+  constexpr int kRows = kUnits * Op::kPerUnit;
   char* rows[kRows];
-  for (int64_t u = 0; u < units; u += kRows / Op::kPerUnit) {
-    const int64_t k = u * Op::kPerUnit;
-    const int64_t count = k < K ? least<int64_t>(kRows, K - k) : 0;
+  for (int64_t line = 0; line < lines_of<Op>(K); ++line, out += kLine<Op> * kNR) {
+    const int64_t k = line * kRows, count = k < K ? least<int64_t>(kRows, K - k) : 0;
     for (int64_t i = 0; i < count; ++i) rows[i] = w.data + (k + i) * N * element_size(w.dtype);
-    pack_paired<Op>(rows, count, N, first, kNR, w.dtype, rounding(w.dtype, dtype),
-                    least<int64_t>(kRows / Op::kPerUnit, units - u), out + u * kNR, kNR);
+    pack_paired<Op>(rows, count, N, first, kNR, w.dtype, rounding(w.dtype, dtype), kUnits, out, kNR, kUnits * kNR);
   }
 }
 

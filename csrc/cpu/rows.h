@@ -8,7 +8,6 @@ namespace aim_fast::AIM_FAST_ISA {
 // Largest block: its lines stay in the second-level cache while every panel passes over them.
 constexpr int64_t kMaxBlockRows = round_up(120, kMR);
 constexpr int64_t kMinBlockRows = kMR > 12 ? kMR : 36;  // of those that are not short for lack of rows
-constexpr int64_t kBlocksAThread = 8;
 static_assert(kMaxBlockRows % kMR == 0 && kMinBlockRows % kMR == 0);
 // Blocks are of whole tiles, the last one of a block of any height; where rows are the summed dimension, of whole
 // lines.
@@ -23,8 +22,12 @@ struct Blocks {
 // rows, and of equal ones the largest that makes several blocks a thread, so that one that comes late is made up for.
 // Where results depend on the cut, the number must not be that of the threads there are.
 // Measured: EPYC (Zen 4), two threads, M = 1576: 22 blocks of 72 rows take 4 % less time than 14 of 120. One thread, M
-// = 1576: 36 rows a block cost 0..1 % against 120.
-inline Blocks cut_rows(int64_t M, int64_t threads) {
+// = 1576: 36 rows a block cost 0..1 % against 120. Not so where the weights have several parts, which each block reads
+// from beyond the second cache. Measured: Xeon (Emerald Rapids), two threads, fp32: one block a thread takes 2..8 %
+// less time than eight at M = 100 to 788; bf16, M = 197: the forward takes 7 % more.
+template <class Op>
+Blocks cut_rows(int64_t M, int64_t threads) {
+  constexpr int64_t kBlocksAThread = Op::kParts > 1 ? 1 : 8;
   if (M == 0) return {kGrain, 0};
   const int64_t share = round_up(ceil_div(M, threads), kGrain);
   Blocks best{0, 0};
@@ -96,12 +99,23 @@ AIM_FAST_INLINE Span load_columns(const char* row, int64_t n, int64_t columns, D
   return v;
 }
 
+// A row [n] as floats, rounded to a dtype, zero beyond up to a whole panel.
+inline void widen_row(const char* row, int64_t n, Dtype dtype, Dtype round_to, float* out) {
+  for (int64_t j = 0; j < n; j += kNR) {
+    const Span v = load_columns(row, j, least<int64_t>(kNR, n - j), dtype);
+    store_span(out + j, {rounded(v.low, round_to), rounded(v.high, round_to)});
+  }
+}
+
 // Has columns [n, n + kNR) of the rows brought into the first cache for writing, or the second for reading, while a
 // product runs. Measured: EPYC (Zen 4), one thread: for writing, dx takes 5 % less time, y 1 %; for reading, the whole
-// backward 2 %, and the forward as long as before.
+// backward 2 %, and the forward as long as before. Xeon (Emerald Rapids), matrix tiles: for
+// writing, the forward takes 4 % more time in fp32 and 10 % in bf16; for reading, the train step 0..2 % more. So there
+// is none with them.
 enum class For { kReading, kWriting };
 template <For kUse>
 AIM_FAST_INLINE void prefetch_columns(char* const* rows, int64_t count, int64_t n, Dtype dtype) {
+  if constexpr (kMatrixTiles) return;
   constexpr bool kWrite = kUse == For::kWriting;
   asm volatile("");  // else gcc 12 sees a function without effect and drops the calls
   for (int64_t r = 0; r < count; ++r) {
@@ -125,40 +139,44 @@ AIM_FAST_INLINE void store_columns(char* row, int64_t n, int64_t columns, Dtype 
   });
 }
 
-// Tile rows to lines of the next product: out is the tile's first line, [line][kMR][kUnits]; columns from n on.
+// Tile rows to lines of the next product: out is the tile's first line, [line][part][kMR][kUnits]; columns from n on.
 template <class Op>
 AIM_FAST_INLINE void store_lines(const float* c, int64_t count, int64_t n, typename Op::Unit* out) {
   for (int64_t r = 0; r < count; ++r) {
     for (int j = 0; j < kNR; j += kLanes * Op::kPerUnit) {
       const int64_t u = (n + j) / Op::kPerUnit;
-      store_vector(out + u / kUnits * kMR * kUnits + r * kUnits + u % kUnits, Op::from_floats(c + r * kNR + j));
+      store_units<Op>(out + u / kUnits * kMR * kLine<Op> + r * kUnits + u % kUnits, kMR * kUnits,
+                      Op::from_floats(c + r * kNR + j));
     }
   }
 }
 
 // Tile rows to the left operand of a product along rows: out is the place of the tile's first row and column, ld its
-// stride between units.
+// stride between units, `part` that between parts.
 template <class Op>
-AIM_FAST_INLINE void store_left(const float* c, int64_t rows, typename Op::Unit* out, int64_t ld) {
+AIM_FAST_INLINE void store_left(const float* c, int64_t rows, typename Op::Unit* out, int64_t ld, int64_t part) {
 #if defined(AIM_FAST_AMX)
   alignas(64) const float zeros[kLanes] = {};
-  for (int64_t first = 0; first < rows; first += Op::kPerLine, out += kUnits * ld) {
+  for (int64_t first = 0; first < rows; first += kUnits * Op::kPerUnit, out += kUnits * ld) {
     for (int j = 0; j < kNR; j += kLanes) {
-      typename Op::Vec v[kUnits] = {};
+      typename Op::Vec v[Op::kParts][kUnits] = {};
       for (int u = 0; u < kUnits && first + 2 * u < rows; ++u) {
         const float* even = c + (first + 2 * u) * kNR + j;
-        v[u] = Op::pair_floats(even, first + 2 * u + 1 < rows ? even + kNR : zeros);
+        const auto units = Op::pair_floats(even, first + 2 * u + 1 < rows ? even + kNR : zeros);
+        for (int i = 0; i < Op::kParts; ++i) v[i][u] = units.part[i];
       }
-      transpose(v);
-      AIM_FAST_UNROLL
-      for (int i = 0; i < kLanes; ++i) store_vector(out + (j + i) * kUnits, v[i]);
+      for (int i = 0; i < Op::kParts; ++i) {
+        transpose(v[i]);
+        AIM_FAST_UNROLL
+        for (int k = 0; k < kLanes; ++k) store_vector(out + i * part + (j + k) * kUnits, v[i][k]);
+      }
     }
   }
 #else
   for (int64_t r = 0; r < rows; r += Op::kPerUnit, out += ld) {
     for (int j = 0; j < kNR; j += kLanes) {
       const float* even = c + r * kNR + j;
-      store_vector(out + j, Op::pair_floats(even, even + kNR));
+      store_units<Op>(out + j, part, Op::pair_floats(even, even + kNR));
     }
   }
 #endif
@@ -168,11 +186,14 @@ AIM_FAST_INLINE void store_left(const float* c, int64_t rows, typename Op::Unit*
 template <class Op>
 AIM_FAST_INLINE Span load_lines(const typename Op::Unit* tile, int64_t r, int64_t n) {
   using S = typename Op::Storage;
+  constexpr int kPerLine = kUnits * Op::kPerUnit;
   const auto* elements = reinterpret_cast<const typename S::Element*>(tile);
-  const auto load = [&](int64_t j) {
-    return S::load(elements + (j / Op::kPerLine * kMR + r) * Op::kPerLine + j % Op::kPerLine);
+  const auto load = [&](int64_t j, int part) {
+    return S::load(elements + ((j / kPerLine * Op::kParts + part) * kMR + r) * kPerLine + j % kPerLine);
   };
-  return {load(n), load(n + kLanes)};
+  Span v = {load(n, Op::kParts - 1), load(n + kLanes, Op::kParts - 1)};
+  for (int part = Op::kParts - 2; part >= 0; --part) v = v + Span{load(n, part), load(n + kLanes, part)};
+  return v;
 }
 
 // Zeroes the columns from `columns` on, which the padded weights leave undefined once NaN or inf is about.
