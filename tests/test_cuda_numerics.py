@@ -65,6 +65,17 @@ def test_plans(emulated: Emulated, family: str, plan: int, dtype: torch.dtype, H
     emulated(judge_plan, family, plan, dtype, H)
 
 
+def judge_uneven_parts() -> None:
+    choose("hopper/3", LAZY, sms=6)
+    tensors, dy, options = full(BF16, 130, 320, 192)
+    judge(tensors, dy, **options)
+
+
+def test_uneven_parts(emulated: Emulated) -> None:
+    """Three blocks of rows on six multiprocessors: two parts each, of two and of three of the five blocks of columns."""
+    emulated(judge_uneven_parts)
+
+
 def list_plans() -> list[list[str]]:
     return [torch.ops.aim_fast.cuda_plans(-1, 192, 192, BF16, backward).split(",") for backward in (False, True)]
 
