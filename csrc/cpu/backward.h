@@ -248,6 +248,7 @@ class Backward {
     row_pointers(p_.dy, next, count, next_dy);
     auto fetch_tile = [&](int64_t m, int64_t rows, int64_t n) {
       prefetch_columns<For::kWriting>(dx_rows + m, rows, n, p_.dx.dtype);
+      if constexpr (Op::kParts > 1) return;
       if (p_.dw1) prefetch_columns<For::kReading>(next_x + m, rows, n, p_.x.dtype);
       prefetch_columns<For::kReading>(next_dy + m, rows, n, p_.dy.dtype);
     };
