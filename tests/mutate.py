@@ -29,7 +29,7 @@ ROOT = Path(__file__).resolve().parent.parent
 LEFT_OUT = shutil.ignore_patterns(".*", "build", "__pycache__", "*.so", "*.egg-info", "results")
 SECONDS = 1200  # for one build or one run of tests
 # Instances of the CUDA kernels in which a fault is planted, as AIM_FAST_EMULATE has it: all take minutes to compile,
-# and most faults show in those of one type and width.
+# and most faults show in those of one type and width. Not all: of a function that all have, the linker takes the first.
 A_FEW, ALL = "bf16_192", "1"
 
 
