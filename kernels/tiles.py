@@ -32,8 +32,9 @@ _Table = dict[str, dict[str, tuple[Tile, ...]]]
 # fp32 products without tensor cores: the same code on every GPU, but for what shared memory holds. With fp32 products
 # fwd and dx keep h there, 4 H bytes a row, beside a tile of weights.
 _IEEE: dict[str, tuple[Tile, ...]] = {
-    # 32 columns of K at H = 512 spill on sm_100, as do 32 rows of dw.
-    "fwd": (Tile(256, 32, 32, 32, 64, 8, 2), Tile(512, 32, 16, 32, 128, 16, 2)),
+    # At H = 512 fwd spills with 32 columns of K under Triton 3.6 and with 16 warps under 3.9, and dw with 32 rows on
+    # sm_100.
+    "fwd": (Tile(256, 32, 32, 32, 64, 8, 2), Tile(512, 32, 16, 32, 128, 8, 2)),
     "dx": (Tile(256, 32, 32, 32, 64, 8, 2), Tile(512, 32, 32, 32, 128, 16, 2)),
     "dw": (Tile(256, 32, 0, 32, 64, 8, 2), Tile(512, 16, 0, 32, 128, 8, 2)),
 }
@@ -81,7 +82,8 @@ TILES: dict[int, _Table] = {
         },
         "ieee": {
             "fwd": (Tile(256, 32, 32, 32, 64, 8, 2), Tile(512, 16, 32, 16, 128, 8, 2)),
-            "dx": (Tile(256, 32, 32, 32, 64, 8, 2), Tile(512, 16, 32, 16, 128, 8, 2)),
+            # Parts of 128 at H = 512 spill under Triton 3.9 with all terms.
+            "dx": (Tile(256, 32, 32, 32, 64, 8, 2), Tile(512, 16, 32, 16, 256, 8, 2)),
             "dw": _IEEE["dw"],
         },
     },
@@ -113,13 +115,16 @@ TILES: dict[int, _Table] = {
                 Tile(64, 64, 32, 32, 64, 8, 2),
                 Tile(192, 128, 32, 32, 64, 8, 3),
                 Tile(256, 64, 32, 32, 64, 8, 2),
-                Tile(512, 64, 32, 32, 128, 8, 2),
+                Tile(448, 64, 32, 32, 128, 8, 2),
+                # 64 rows at H = 512 spill under Triton 3.9.
+                Tile(512, 32, 32, 32, 128, 8, 3),
             ),
             "dx": (
                 Tile(64, 64, 32, 32, 64, 8, 2),
                 Tile(256, 64, 32, 32, 64, 8, 2),
-                Tile(448, 64, 32, 32, 128, 8, 2),
-                # 64 rows at H = 512 spill 8 bytes once a scale [D] and row_scale are there.
+                # 32 columns of K at H = 448 spill under Triton 3.9.
+                Tile(448, 64, 64, 32, 128, 8, 2),
+                # 64 rows at H = 512 spill with all terms.
                 Tile(512, 32, 32, 32, 128, 8, 3),
             ),
             "dw": (
@@ -132,12 +137,17 @@ TILES: dict[int, _Table] = {
             "fwd": (
                 Tile(64, 64, 32, 32, 64, 8, 2),
                 Tile(256, 64, 32, 32, 64, 8, 2),
-                Tile(512, 64, 32, 16, 128, 8, 2),
+                Tile(384, 64, 32, 32, 128, 8, 2),
+                # Under Triton 3.9 32 columns of K at H = 448 spill, and 64 rows at H = 512.
+                Tile(448, 64, 16, 16, 128, 8, 3),
+                Tile(512, 32, 32, 32, 128, 8, 3),
             ),
             "dx": (
                 Tile(64, 64, 32, 32, 64, 8, 2),
                 Tile(256, 64, 32, 32, 64, 8, 2),
-                Tile(512, 64, 32, 16, 128, 8, 2),
+                Tile(384, 64, 32, 32, 128, 8, 2),
+                # 64 rows at H = 448 spill under Triton 3.9 with all terms.
+                Tile(512, 32, 32, 32, 128, 8, 3),
             ),
             "dw": (Tile(256, 32, 0, 64, 64, 8, 2), Tile(512, 32, 0, 64, 128, 8, 2)),
         },
@@ -191,7 +201,9 @@ TILES: dict[int, _Table] = {
             ),
             "dx": (
                 Tile(256, 64, 32, 32, 64, 8, 2),
-                Tile(384, 64, 32, 32, 128, 8, 2),
+                # Two stages spill under Triton 3.9.
+                Tile(320, 64, 32, 32, 128, 8, 3),
+                Tile(384, 64, 32, 16, 128, 8, 4),
                 Tile(512, 32, 32, 32, 128, 8, 3),
             ),
             "dw": (
