@@ -72,7 +72,7 @@ def judge_uneven_parts() -> None:
 
 
 def test_uneven_parts(emulated: Emulated) -> None:
-    """Three blocks of rows on six multiprocessors: two parts each, of two and of three of the five blocks of columns."""
+    """Three blocks of rows on six multiprocessors: two parts each, of two and three of the five blocks of columns."""
     emulated(judge_uneven_parts)
 
 
