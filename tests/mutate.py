@@ -152,8 +152,10 @@ def main() -> int:
         def in_a_copy(mutation: Mutation) -> bool:
             tree = free.get()
             start = time.monotonic()
-            good, verdict = judge(mutation, tree)
-            free.put(tree)
+            try:
+                good, verdict = judge(mutation, tree)
+            finally:
+                free.put(tree)  # else who waits for it would wait for ever
             print(f"{mutation.name:32} {time.monotonic() - start:5.1f} s  {verdict}", flush=True)
             return good
 

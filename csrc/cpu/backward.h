@@ -244,11 +244,12 @@ class Backward {
     // What the block after this one reads; near the end, this block again.
     char *next_x[kMaxBlockRows], *next_dy[kMaxBlockRows];
     const int64_t ahead = first + p_.threads * blocks_.rows, next = ahead + count <= p_.M ? ahead : first;
-    if (p_.dw1) row_pointers(p_.x, next, count, next_x);
-    row_pointers(p_.dy, next, count, next_dy);
+    constexpr bool kFetch = Op::kParts == 1;
+    if (kFetch && p_.dw1) row_pointers(p_.x, next, count, next_x);
+    if (kFetch) row_pointers(p_.dy, next, count, next_dy);
     auto fetch_tile = [&](int64_t m, int64_t rows, int64_t n) {
       prefetch_columns<For::kWriting>(dx_rows + m, rows, n, p_.dx.dtype);
-      if constexpr (Op::kParts > 1) return;
+      if constexpr (!kFetch) return;
       if (p_.dw1) prefetch_columns<For::kReading>(next_x + m, rows, n, p_.x.dtype);
       prefetch_columns<For::kReading>(next_dy + m, rows, n, p_.dy.dtype);
     };

@@ -68,15 +68,11 @@ class FewBackward {
     char* x_rows[kMaxRows];
     if (with_x) row_pointers(p_.x, 0, p_.M, x_rows);
     for (int64_t m = 0; m < p_.M; ++m) {
-      for (int64_t n = 0; n < p_.D; n += kNR) {
-        const int64_t to = m * ld_d_ + n, columns = least<int64_t>(kNR, p_.D - n);
-        const Span gradient = load_columns(dy_rows_[m], n, columns, p_.dy.dtype);
-        store_span(dy_ + to, gradient);
-        if (p_.scale) store_span(scaled_ + to, gradient * load_span(scale_ + n));
-        if (!with_x) continue;
-        const Span x = load_columns(x_rows[m], n, columns, p_.x.dtype);
-        store_span(x_ + to, {rounded(x.low, p_.dtype), rounded(x.high, p_.dtype)});
-      }
+      float *dy = dy_ + m * ld_d_, *scaled = scaled_ + m * ld_d_;
+      widen_row(dy_rows_[m], p_.D, p_.dy.dtype, Dtype::kFloat32, dy);
+      if (with_x) widen_row(x_rows[m], p_.D, p_.x.dtype, p_.dtype, x_ + m * ld_d_);
+      if (!p_.scale) continue;
+      for (int64_t n = 0; n < p_.D; n += kNR) store_span(scaled + n, load_span(dy + n) * load_span(scale_ + n));
     }
   }
 
