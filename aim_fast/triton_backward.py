@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import functools
+import itertools
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 from aim_fast import ops
+from aim_fast.kernels.tiling import Plan
 from aim_fast.triton_device import constants, contiguous, has_tiles, kernels, load_class, on_device, plan
 from aim_fast.triton_forward import launch as launch_forward
-from aim_fast.triton_rows import rows_of, unit_stride
+from aim_fast.triton_launch import Launch, by_rows
+from aim_fast.triton_rows import Rows, rows_of, unit_stride
 
 # Blocks of adapter_bwd_sum: 8 columns of D a program give a GPU enough programs.
 _SUM = {"BLOCK_D": 8, "BLOCK_H": 64, "BLOCK_R": 128, "BLOCK_S": 8, "num_warps": 4}
@@ -68,6 +72,28 @@ def backward(
     return results
 
 
+def _rows_of_slice(how: Plan, M: int) -> int:
+    """Rows that a program of K2 sums: whole tiles."""
+    return -(-M // (how.split * how.tile.block_m)) * how.tile.block_m
+
+
+@functools.lru_cache(maxsize=1024)
+def _dw(index: int, how: Plan, load: str, M: int, D: int, H: int, rows: Rows, sides: int, dtype: torch.dtype) -> Launch:
+    """K2, to be called with its tensors from x to ws_dw2."""
+    per_slice = _rows_of_slice(how, M)
+    numbers = (M, per_slice, rows.n1, rows.n2, *itertools.chain(*rows.strides))
+    grid = (-(-D // how.tile.block_d), sides, -(-M // per_slice))
+    return Launch(kernels().dw, index, grid, numbers, {"DIMS": rows.dims, **constants(how, D, H, dtype, load)})
+
+
+@functools.lru_cache(maxsize=1024)
+def _total(index: int, slices: int, tiles: int, D: int, H: int, wide_scale: bool, dtype: torch.dtype) -> Launch:
+    """The sum, to be called with its tensors from ws_dw1 to dscale, and alpha."""
+    named = {"D": D, "H": H, "WIDE_SCALE": wide_scale, "COMPUTE": kernels().dtypes[dtype]}
+    grid = (-(-max(D, H) // _SUM["BLOCK_D"]), 2)
+    return Launch(kernels().total, index, grid, (slices, tiles), {**named, **_SUM})
+
+
 def _launch(
     dy: Tensor,
     x: Tensor | None,
@@ -110,40 +136,16 @@ def _launch(
     def workspace(want: bool, *shape: int, dtype: torch.dtype = torch.float32) -> Tensor | None:
         return torch.empty(shape, dtype=dtype, device=dy.device) if want else None
 
-    dx_plan = plan(dy.get_device(), "dx", load, M, D, H, dims=rows.dims)
-    tile, wide_scale = dx_plan.tile, scale is not None and scale.numel() != 1
-    tiles = -(-M // tile.block_m)
+    index = dy.get_device()
+    dx_plan = plan(index, "dx", load, M, D, H, dims=rows.dims)
+    wide_scale = scale is not None and scale.numel() != 1
+    tiles = -(-M // dx_plan.tile.block_m)
     dz = workspace(dw1 is not None, M, H, dtype=dtype)
     h = workspace(dw2 is not None or dscale is not None, M, H, dtype=dtype)
     ws_db1 = workspace(db1 is not None, tiles, H)
     ws_db2 = workspace(db2 is not None or (dscale is not None and b2 is not None), tiles, D)
-    kernels().dx[(tiles, dx_plan.split)](
-        dy,
-        z,
-        w1,
-        w2,
-        scale,
-        factors,
-        out,
-        dz,
-        h,
-        ws_db1,
-        ws_db2,
-        M,
-        rows.n1,
-        rows.n2,
-        *rows.strides[0],
-        *rows.strides[1],
-        *rows.strides[2],
-        alpha,
-        BLOCK_K=tile.block_k,
-        SPLIT=dx_plan.split,
-        DIMS=rows.dims,
-        ACT=activation,
-        SKIP=skip,
-        WIDE_SCALE=wide_scale,
-        **constants(dx_plan, D, H, dtype, load),
-    )
+    dx_kernel = by_rows("dx", index, dx_plan, load, M, D, H, rows, activation, skip, wide_scale, dtype)
+    dx_kernel((dy, z, w1, w2, scale, factors, out, dz, h, ws_db1, ws_db2), alpha)
     if dx is not None and out is not None and out is not dx:
         dx.copy_(out)
 
@@ -151,50 +153,16 @@ def _launch(
     sides = (dz is not None) + (h is not None)
     if sides:
         load = load_class(dtype, x, dw_dy if h is not None else None)
-        dw_plan = plan(dy.get_device(), "dw", load, M, D, H, sides)
-        tile = dw_plan.tile
-        per_slice = -(-M // (dw_plan.split * tile.block_m)) * tile.block_m
+        dw_plan = plan(index, "dw", load, M, D, H, sides)
+        per_slice = _rows_of_slice(dw_plan, M)
         slices = -(-M // per_slice)
         ws_dw1, ws_dw2 = workspace(dz is not None, slices, D, H), workspace(h is not None, slices, D, H)
-        kernels().dw[(-(-D // tile.block_d), sides, slices)](
-            x,
-            dz,
-            dw_dy if h is not None else None,
-            h,
-            ws_dw1,
-            ws_dw2,
-            M,
-            per_slice,
-            dw_rows.n1,
-            dw_rows.n2,
-            *dw_rows.strides[0],
-            *dw_rows.strides[1],
-            DIMS=dw_rows.dims,
-            **constants(dw_plan, D, H, dtype, load),
-        )
+        dw_kernel = _dw(index, dw_plan, load, M, D, H, dw_rows, sides, dtype)
+        dw_kernel((x, dz, dw_dy if h is not None else None, h, ws_dw1, ws_dw2))
     if any(t is not None for t in asked[1:]):
         of_columns = workspace(dscale is not None, D)
-        kernels().total[(-(-max(D, H) // _SUM["BLOCK_D"]), 2)](
-            ws_dw1,
-            ws_dw2,
-            ws_db1,
-            ws_db2,
-            w2,
-            b2,
-            scale,
-            dw1,
-            db1,
-            dw2,
-            db2,
-            of_columns,
-            slices,
-            tiles,
-            alpha,
-            D=D,
-            H=H,
-            WIDE_SCALE=wide_scale,
-            COMPUTE=kernels().dtypes[dtype],
-            **_SUM,
-        )
+        partial, parameters = (ws_dw1, ws_dw2, ws_db1, ws_db2), (w2, b2, scale)
+        total = _total(index, slices, tiles, D, H, wide_scale, dtype)
+        total((*partial, *parameters, dw1, db1, dw2, db2, of_columns), alpha)
         if dscale is not None and of_columns is not None:
             dscale.copy_((of_columns if wide_scale else of_columns.sum()).view(dscale.shape))

@@ -6,7 +6,8 @@ import torch
 from torch import Tensor
 
 from aim_fast import ops, reference
-from aim_fast.triton_device import constants, contiguous, has_tiles, kernels, load_class, on_device, plan
+from aim_fast.triton_device import contiguous, has_tiles, load_class, on_device, plan
+from aim_fast.triton_launch import by_rows
 from aim_fast.triton_rows import rows_of, unit_stride
 
 
@@ -41,35 +42,10 @@ def launch(
         y = None if y is None else torch.empty(y.shape, dtype=y.dtype, device=y.device)
         rows = rows_of(leading, x, row_scale, residual, y)
         assert rows is not None
-    how = plan(x.get_device(), "fwd", load, M, D, H, dims=rows.dims)
-    tile = how.tile
-    kernels().fwd[(-(-M // tile.block_m), how.split)](
-        x,
-        w1,
-        b1,
-        w2,
-        b2,
-        scale,
-        row_scale,
-        residual,
-        y,
-        z,
-        M,
-        rows.n1,
-        rows.n2,
-        *rows.strides[0],
-        *rows.strides[1],
-        *rows.strides[2],
-        *rows.strides[3],
-        alpha,
-        BLOCK_K=tile.block_k,
-        SPLIT=how.split,
-        DIMS=rows.dims,
-        ACT=activation,
-        SKIP=skip,
-        WIDE_SCALE=scale is not None and scale.numel() != 1,
-        **constants(how, D, H, dtype, load),
-    )
+    index, wide_scale = x.get_device(), scale is not None and scale.numel() != 1
+    how = plan(index, "fwd", load, M, D, H, dims=rows.dims)
+    kernel = by_rows("fwd", index, how, load, M, D, H, rows, activation, skip, wide_scale, dtype)
+    kernel((x, w1, b1, w2, b2, scale, row_scale, residual, y, z), alpha)
     if target is not None and y is not None and target is not y:
         target.copy_(y)
 
