@@ -84,9 +84,8 @@ def gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[Gpu]:
     def compiled(self: Any, key: str, signature: Any, device: int, *rest: Any, **options: Any) -> Any:
         kernel: Any = object.__new__(CompiledKernel)
         name = f"{self.fn.__name__} {key}"
-        vars(kernel).update(
-            module="loaded", _module_pid=None, src=None, name=name, function=name, packed_metadata=("packed", name)
-        )
+        vars(kernel).update(dict.fromkeys(("src", "hash", "metadata_group", "_module_pid")), module="loaded")
+        vars(kernel).update(name=name, function=name, packed_metadata=("packed", name))
         kernel._run = gpu.launch
         return self.device_caches[device][0].setdefault(key, kernel)
 
