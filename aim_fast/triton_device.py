@@ -66,7 +66,10 @@ def load_class(dtype: torch.dtype, *tensors: Tensor | None) -> str:
     if dtype.itemsize == 4:
         return "tf32" if allow_tf32() else "ieee"
     # What is converted on its way to a product needs more room: on sm_100 it goes through tensor memory.
-    return "amp" if any(t is not None and t.dtype != dtype for t in tensors) else "half"
+    for t in tensors:  # a generator costs more, and this runs several times a call
+        if t is not None and t.dtype != dtype:
+            return "amp"
+    return "half"
 
 
 @functools.lru_cache(maxsize=1024)

@@ -83,14 +83,18 @@ class Launch:
         if triton is None or _watched(kernel, triton.knobs):
             kernel[self.grid](*tensors, *self.numbers, *floats, **self.constants)
             return
-        pointers = [None if t is None else t.data_ptr() for t in tensors]
-        # The device too: `run` refuses tensors in memory that no GPU reaches, and for that they have to come by it.
-        key = tuple(
-            [
-                None if t is None or p is None else (t.dtype, p % 16 == 0, t.get_device())
-                for t, p in zip(tensors, pointers, strict=True)
-            ]
-        )
+        pointers: list[int | None] = []
+        facts: list[Any] = []  # in one loop and flat: this runs at every launch
+        for t in tensors:
+            if t is None:
+                pointers.append(None)
+                facts.append(None)
+            else:
+                pointer = t.data_ptr()
+                pointers.append(pointer)
+                # The device too: `run` refuses tensors in memory that no GPU reaches, so they have to come by it.
+                facts += (t.dtype, pointer % 16 == 0, t.get_device())
+        key = tuple(facts)
         compiled = self.compiled.get(key)
         if compiled is None:
             compiled = kernel[self.grid](*tensors, *self.numbers, *floats, **self.constants)

@@ -49,8 +49,9 @@ def fold(sizes: tuple[int, ...], *strides: tuple[int, ...]) -> Rows | None:
 
 def rows_of(leading: torch.Size, *tensors: Tensor | None) -> Rows | None:
     """`fold` for tensors of these leading dimensions; None is a tensor that is not there."""
-    absent = (0,) * len(leading)
-    return fold(tuple(leading), *(absent if t is None else t.stride()[: len(leading)] for t in tensors))
+    dims = len(leading)
+    absent = (0,) * dims
+    return fold(leading, *[absent if t is None else t.stride()[:dims] for t in tensors])
 
 
 def unit_stride(t: Tensor) -> Tensor:
