@@ -47,7 +47,7 @@ def backward(
     parameters = (w1, b1, w2, b2, scale)
     dx = ops.empty_like(dy, x_dtype) if wanted[0] else None
     of_parameters = [
-        torch.empty(p.shape, dtype=p.dtype, device=p.device) if want and p is not None else None
+        torch.empty_like(p, memory_format=torch.contiguous_format) if want and p is not None else None
         for p, want in zip(parameters, wanted[1:], strict=True)
     ]
     asked = [dx, *of_parameters]
@@ -133,15 +133,16 @@ def _launch(
         dw_rows = rows_of(leading, x, dw_dy)
         assert dw_rows is not None
 
-    def workspace(want: bool, *shape: int, dtype: torch.dtype = torch.float32) -> Tensor | None:
-        return torch.empty(shape, dtype=dtype, device=dy.device) if want else None
+    def workspace(want: bool, *shape: int) -> Tensor | None:
+        return torch.empty(shape, dtype=torch.float32, device=dy.device) if want else None
 
     index = dy.get_device()
-    dx_plan = plan(index, "dx", load, M, D, H, dims=rows.dims)
+    dx_plan = plan(index, "dx", load, M, D, H, 1, rows.dims)
     wide_scale = scale is not None and scale.numel() != 1
     tiles = -(-M // dx_plan.tile.block_m)
-    dz = workspace(dw1 is not None, M, H, dtype=dtype)
-    h = workspace(dw2 is not None or dscale is not None, M, H, dtype=dtype)
+    # Both have a z: without one nothing was asked for that needs them.
+    dz = torch.empty_like(z) if z is not None and dw1 is not None else None
+    h = torch.empty_like(z) if z is not None and (dw2 is not None or dscale is not None) else None
     ws_db1 = workspace(db1 is not None, tiles, H)
     ws_db2 = workspace(db2 is not None or (dscale is not None and b2 is not None), tiles, D)
     dx_kernel = by_rows("dx", index, dx_plan, load, M, D, H, rows, activation, skip, wide_scale, dtype)

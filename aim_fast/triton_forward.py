@@ -43,7 +43,7 @@ def launch(
         rows = rows_of(leading, x, row_scale, residual, y)
         assert rows is not None
     index, wide_scale = x.get_device(), scale is not None and scale.numel() != 1
-    how = plan(index, "fwd", load, M, D, H, dims=rows.dims)
+    how = plan(index, "fwd", load, M, D, H, 1, rows.dims)
     kernel = by_rows("fwd", index, how, load, M, D, H, rows, activation, skip, wide_scale, dtype)
     kernel((x, w1, b1, w2, b2, scale, row_scale, residual, y, z), alpha)
     if target is not None and y is not None and target is not y:
