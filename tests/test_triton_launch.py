@@ -165,8 +165,7 @@ CALLS = {
     "row_scale_of_one": Call(tensors_of(row_scale=torch.ones(1))),
     "relu": Call(tensors_of(), activation="relu"),
     "no_skip": Call(tensors_of(), skip=False),
-    "half": Call(tensors_of(), alpha=0.5),
-    "two": Call(tensors_of(), alpha=2.0),
+    **{f"alpha_{alpha}": Call(tensors_of(), alpha=alpha) for alpha in (0.5, 2.0)},
     **{f"rows_{M}": Call(tensors_of(M=M)) for M in (1, 16, 17, 64, 96, 700)},
     **{f"width_{D}": Call(tensors_of(D=D)) for D in (1, 16, 17, 64)},
     **{f"hidden_{H}": Call(tensors_of(H=H)) for H in (1, 17, 40)},
@@ -174,11 +173,8 @@ CALLS = {
     "fp32": Call(tensors_of(FP32), dtype=FP32),
     "amp": Call(tensors_of(FP32)),
     "amp_weights": Call(tensors_of(FP32, x=torch.zeros(48, 32, dtype=BF16))),
-    "needs_x": Call(tensors_of(), needs=1),
-    "needs_w1": Call(tensors_of(), needs=2),
-    "needs_w2": Call(tensors_of(), needs=8),
-    "padded_33": Call(tensors_of(x=torch.zeros(48, 33, dtype=BF16)[:, :32])),
-    "padded_48": Call(tensors_of(x=torch.zeros(48, 48, dtype=BF16)[:, :32])),
+    **{f"needs_{needs}": Call(tensors_of(), needs=needs) for needs in (1, 2, 8)},
+    **{f"padded_{D}": Call(tensors_of(x=torch.zeros(48, D, dtype=BF16)[:, :32])) for D in (33, 48)},
     **{f"strides_{a}_{b}_{c}": Call(tensors_of(x=rows(a, b, c))) for a, b, c in ((1, 33, 99), (32, 128, 512))},
     "expanded": Call(tensors_of(x=torch.zeros(1, 32, dtype=BF16).expand(48, 32))),
 }
@@ -189,15 +185,12 @@ def described(made: list[Made], call: Call) -> list[Made]:
     names = {t.data_ptr(): name for name, t in call.tensors.items() if t is not None}
 
     def named(launch: Made) -> Made:
-        pointers = sum(name.endswith("_ptr") for name in _kernel_of(launch).arg_names)
+        kernel = next(kernel for kernel in kernels()[:4] if launch.kernel.startswith(f"{kernel.fn.__name__} "))
+        pointers = sum(name.endswith("_ptr") for name in kernel.arg_names)
         own = [names.get(p, p is not None) for p in launch.arguments[:pointers]]
         return launch._replace(arguments=(*own, *launch.arguments[pointers:]))
 
     return [named(launch) for launch in made]
-
-
-def _kernel_of(launch: Made) -> Any:
-    return next(kernel for kernel in kernels()[:4] if launch.kernel.startswith(f"{kernel.fn.__name__} "))
 
 
 def test_they_are_those_that_run_makes(gpu: Gpu, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -214,9 +207,9 @@ def test_they_are_those_that_run_makes(gpu: Gpu, monkeypatch: pytest.MonkeyPatch
 
 def test_how_often_run_is_asked(gpu: Gpu) -> None:
     """Once for what it has not seen: a call with other numbers, constants, dtypes or alignment, but no other alpha."""
-    launches = {name: len(gpu.watch(CALLS[name])) - gpu.runs for name in ("plain", "half", "x_shifted", "relu")}
+    launches = {name: len(gpu.watch(CALLS[name])) - gpu.runs for name in ("plain", "alpha_2.0", "x_shifted", "relu")}
     # Of x_shifted the sum, of relu K2 and the sum are those of the first call.
-    assert launches == {"plain": 0, "half": 4, "x_shifted": 2, "relu": 2}
+    assert launches == {"plain": 0, "alpha_2.0": 4, "x_shifted": 2, "relu": 2}
 
 
 NUMBERS = (1, 16, 17, 0, -16, 2**31 - 1, 2**31, 2**31 + 16, 2**40, 2**63)
