@@ -76,8 +76,9 @@ def output_dtype(dtype: torch.dtype, x: Tensor, skip: bool, residual: Tensor | N
 
 
 def no_autocast(device: str) -> AbstractContextManager[object]:
-    """Autocast off for a device type; a device that has none, such as meta, is left alone."""
-    return torch.autocast(device, enabled=False) if has_autocast(device) else nullcontext()
+    """Autocast off for a device type, if it is on; a device that has none, such as meta, is left alone."""
+    on = has_autocast(device) and torch.is_autocast_enabled(device)
+    return torch.autocast(device, enabled=False) if on else nullcontext()
 
 
 def has_autocast(device: str) -> bool:
@@ -111,6 +112,10 @@ class _Linear(torch.autograd.Function):
             )
 
 
+# `_Linear.apply` without its binding of the arguments, outside functorch transforms and what is traced.
+_linear = super(torch.autograd.Function, _Linear).apply
+
+
 def composition(
     x: Tensor,
     w1: Tensor,
@@ -130,7 +135,7 @@ def composition(
     `dtype` is the compute dtype (default: the promotion of x and the weights). Every step rounds to it.
     """
     dtype = dtype or promoted(x, w1, b1, w2, b2)
-    linear = F.linear if transformed() else _Linear.apply
+    linear = F.linear if transformed() else _Linear.apply if torch.compiler.is_compiling() else _linear
     with no_autocast(x.device.type):
         z = linear(x.to(dtype), w1.to(dtype), None if b1 is None else b1.to(dtype))
         y = linear(activate(z, activation), w2.to(dtype), None if b2 is None else b2.to(dtype))
