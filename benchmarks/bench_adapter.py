@@ -127,6 +127,8 @@ def measure(workload: Workload, inputs: Inputs, rivals: dict[str, Rival], kind: 
     steps = {name: [harness.step(workload, s, call, kind) for s in sets] for name, call in calls.items()}
     before = roof.measure(workload.dtype, workload.device)
     times = harness.interleave(steps, seconds, workload.device)
+    host_seconds = DEVICES[workload.device].host_seconds
+    host = {name: statistics.median(host_seconds(of)) for name, of in steps.items()} if host_seconds else {}
     limits = roof.better(before, roof.measure(workload.dtype, workload.device))
 
     least, typical = roof.work(workload, kind), statistics.median(times["fused"])
@@ -150,6 +152,7 @@ def measure(workload: Workload, inputs: Inputs, rivals: dict[str, Rival], kind: 
         "rounds": len(times["fused"]),
         "sets": len(sets),
         "us": {name: _spread(values) for name, values in times.items()},
+        "host_us": {name: 1e6 * value for name, value in host.items()},
         "speedup": {name: statistics.median(times[name]) / typical for name in times if name != "fused"},
         "failed": failed,
         "gflop": least.flops / 1e9,

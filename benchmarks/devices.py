@@ -15,12 +15,14 @@ from step import Step
 class Device:
     """The functions of one module, by the names that they have there.
 
-    seconds: times of calls made one after the other. cache_bytes: what lies between a core and memory and has to be
+    seconds: times of calls made one after the other. host_seconds: what they take of the host, None where that is the
+    same. cache_bytes: what lies between a core and memory and has to be
     passed over before a tensor is cold again, 0 where that is left to chance. rate: GFLOP/s for a dtype's name in about
     so many seconds, and what measured it.
     """
 
     seconds: Callable[[Sequence[Step]], list[float]]
+    host_seconds: Callable[[Sequence[Step]], list[float]] | None
     peak_bytes: Callable[[Step], int]
     free_bytes: Callable[[], int | None]
     cache_bytes: Callable[[], int]
@@ -31,7 +33,7 @@ class Device:
 
 
 def _row(module: Any, rivals: tuple[str, ...]) -> Device:
-    names = ("seconds", "peak_bytes", "free_bytes", "cache_bytes", "rate", "copy_gbps", "facts")
+    names = ("seconds", "host_seconds", "peak_bytes", "free_bytes", "cache_bytes", "rate", "copy_gbps", "facts")
     return Device(**{name: getattr(module, name) for name in names}, rivals=rivals)
 
 

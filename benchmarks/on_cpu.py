@@ -20,6 +20,8 @@ from step import Step, best
 _COPY_BYTES = 64 << 20  # source and target together are larger than most last-level caches
 _MATMUL_SIZE = 1024
 
+host_seconds = None
+
 
 def seconds(steps: Sequence[Step]) -> list[float]:
     """Wall time of each call; what it returns is freed outside the time."""

@@ -188,6 +188,8 @@ _PYTHON = (
      "for name in []:", BENCHMARKS),
     ("prepare_timed", "benchmarks/on_cuda.py", "        state = one.prepare()\n        start.record()\n",
      "        start.record()\n        state = one.prepare()\n", ON_CUDA),
+    ("host_time_for_device_time", "benchmarks/on_cuda.py", "if host < waited:", "if True:", ON_CUDA),
+    ("bursts_that_fill_the_queue", "benchmarks/on_cuda.py", "_BURST = 16", "_BURST = 100", ON_CUDA),
     ("milliseconds_for_seconds", "benchmarks/on_cuda.py", "start.elapsed_time(end) / 1e3", "start.elapsed_time(end)", ON_CUDA),
     ("peak_with_what_was_there", "benchmarks/on_cuda.py", "torch.cuda.max_memory_allocated() - before",
      "torch.cuda.max_memory_allocated()", ON_CUDA),

@@ -6,6 +6,7 @@ import itertools
 import json
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -13,6 +14,7 @@ import torch
 from torch import Tensor
 
 import bench_adapter
+import devices
 import harness
 import memory
 import report
@@ -176,6 +178,7 @@ def test_rows_tell_everything(results: dict[str, Any]) -> None:
         assert row["backend"] in ("cpu", "eager")
         assert row["rounds"] >= harness.MIN_ROUNDS
         assert set(row["us"]) == {"fused", "eager"}
+        assert row["host_us"] == {}
         assert all(0 < spread["p25"] <= spread["median"] <= spread["p75"] for spread in row["us"].values())
         medians = {name: spread["median"] for name, spread in row["us"].items()}
         assert math.isclose(row["speedup"]["eager"], medians["eager"] / medians["fused"])
@@ -188,6 +191,16 @@ def test_rows_tell_everything(results: dict[str, Any]) -> None:
         assert all(error["ok"] and error["error"] <= error["allowed"] for error in row["errors"].values())
         assert set(row["peak_mib"]) == {"fused", "eager"}
         assert set(row["saved_mib"]) == (set() if row["pass"] == "forward" else {"fused", "eager"})
+
+
+def test_rows_tell_the_host_time_where_it_is_another(monkeypatch: pytest.MonkeyPatch, tmp_path: Any) -> None:
+    """The median over the sets of inputs, of each rival."""
+    device = replace(devices.DEVICES["cpu"], host_seconds=lambda steps: [2e-6, 3e-6, 9e-6])
+    monkeypatch.setitem(devices.DEVICES, "cpu", device)
+    file = tmp_path / "rows.json"
+    assert bench_adapter.main(["--cases", "decoder_queries", "--pass", "forward", "--json", str(file), *BRIEF]) == 0
+    (row,) = json.loads(file.read_text())["rows"]
+    assert row["host_us"] == pytest.approx({"fused": 3.0, "eager": 3.0})
 
 
 def test_picture_is_a_png(results: dict[str, Any]) -> None:

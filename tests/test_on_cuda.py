@@ -13,30 +13,46 @@ from step import Step
 
 
 class PlayedGPU:
-    """Work is queued in order and done at `synchronize`; a kernel takes the milliseconds that it was queued with."""
+    """Work runs in the order in which it was queued, and not before; a kernel takes its milliseconds.
+
+    The queue has room for 1024; where it is full, the host waits. `now` and `host` are the two clocks, in milliseconds.
+    """
 
     def __init__(self) -> None:
         self.log: list[str] = []
-        self.queue: list[Any] = []
-        self.now = 0.0
+        self.queue: list[tuple[Any, float]] = []
+        self.now = self.host = 0.0
+        self.clock = on_cuda._CLOCK
         self.allocated, self.peak = 100, 100
 
-    def launch(self, ms: float) -> None:
-        self.queue.append(ms)
+    def put(self, item: Any) -> None:
+        if len(self.queue) == 1024:
+            self.work()
+            self.host = max(self.host, self.now)
+        self.queue.append((item, self.host))
+
+    def launch(self, ms: float, host: float = 0.0) -> None:
+        self.host += host
+        self.put(ms)
+
+    def work(self) -> None:
+        item, queued = self.queue.pop(0)
+        self.now = max(self.now, queued)
+        if isinstance(item, PlayedEvent):
+            item.at = self.now
+        else:
+            self.now += item
 
     def synchronize(self) -> None:
-        for item in self.queue:
-            if isinstance(item, PlayedEvent):
-                item.at = self.now
-            else:
-                self.now += item
-        self.queue.clear()
+        while self.queue:
+            self.work()
+        self.host = max(self.host, self.now)
         self.log.append("synchronize")
 
     def sleep(self, cycles: int) -> None:
         assert isinstance(cycles, int)
         self.log.append("sleep")
-        self.launch(cycles / on_cuda._CLOCK * 1e3)
+        self.put(cycles / self.clock * 1e3)
 
     def allocate(self, size: int) -> None:
         self.allocated += size
@@ -53,7 +69,7 @@ class PlayedEvent:
         self.at: float | None = None
 
     def record(self) -> None:
-        self.gpu.queue.append(self)
+        self.gpu.put(self)
 
     def elapsed_time(self, end: PlayedEvent) -> float:
         assert self.at is not None
@@ -82,7 +98,19 @@ def gpu(monkeypatch: pytest.MonkeyPatch) -> PlayedGPU:
     for name, function in functions.items():
         assert hasattr(torch.cuda, name), f"torch has no torch.cuda.{name} any more"
         monkeypatch.setattr(torch.cuda, name, function)
+    monkeypatch.setattr(on_cuda, "perf_counter", lambda: played.host / 1e3)
+    monkeypatch.setattr(on_cuda, "_wait", on_cuda._FIRST)
     return played
+
+
+def calls(gpu: PlayedGPU, number: int, ms: float = 0.05, host: float = 0.0, launches: int = 1) -> list[Step]:
+    """Steps of so many launches, which together take the device `ms` and the host `host`."""
+
+    def run(_: None) -> None:
+        for _i in range(launches):
+            gpu.launch(ms / launches, host / launches)
+
+    return [Step(lambda: None, run)] * number
 
 
 def test_only_the_call_is_between_its_events(gpu: PlayedGPU) -> None:
@@ -92,8 +120,59 @@ def test_only_the_call_is_between_its_events(gpu: PlayedGPU) -> None:
 
 
 def test_the_host_gets_a_head_start_for_each_call(gpu: PlayedGPU) -> None:
-    on_cuda.seconds([Step(lambda: None, lambda _: None)] * 4)
-    assert gpu.now == pytest.approx(4 * on_cuda._HEAD_START * 1e3)
+    on_cuda.seconds(calls(gpu, 4, ms=0.0))
+    assert gpu.now == pytest.approx(4 * on_cuda._FIRST * 1e3)
+
+
+@pytest.mark.parametrize("number", [1, 5, 100])
+@pytest.mark.parametrize("host", [0.1, 0.68, 1.2, 40.0])
+def test_a_slow_host_does_not_show(gpu: PlayedGPU, number: int, host: float) -> None:
+    """The wait grows until it suffices, and then stays: no further burst is in vain."""
+    assert on_cuda.seconds(calls(gpu, number, host=host)) == pytest.approx([5e-5] * number)
+    gpu.log.clear()
+    for _ in range(3):
+        assert on_cuda.seconds(calls(gpu, 1, host=host)) == pytest.approx([5e-5])
+    assert gpu.log.count("sleep") == 3
+
+
+def test_a_device_whose_clock_is_faster(gpu: PlayedGPU) -> None:
+    """How long it waited counts, not how long it should have."""
+    gpu.clock = 1.5 * on_cuda._CLOCK
+    assert on_cuda.seconds(calls(gpu, 4, host=0.25)) == pytest.approx([5e-5] * 4)
+    assert gpu.log.count("sleep") == 2
+
+
+def test_the_queue_never_fills(gpu: PlayedGPU) -> None:
+    on_cuda.seconds(calls(gpu, 100, host=0.1, launches=60))
+    assert gpu.log.count("sleep") == 7
+    assert on_cuda.seconds(calls(gpu, 100, host=0.1, launches=200)) == pytest.approx([5e-5] * 100)
+
+
+def test_the_wait_shrinks_again(gpu: PlayedGPU) -> None:
+    on_cuda.seconds(calls(gpu, 16, host=1.2))
+    on_cuda.seconds(calls(gpu, 1600, host=0.1) * 4)
+    assert on_cuda._wait == pytest.approx(1.25e-4)
+
+
+def test_a_first_call_that_compiles(gpu: PlayedGPU) -> None:
+    """One call of half a minute does not lengthen the waits that follow by as much."""
+    hosts = iter([30e3])
+    step = Step(lambda: None, lambda _: gpu.launch(0.05, next(hosts, 0.1)))
+    assert on_cuda.seconds([step]) == pytest.approx([5e-5])
+    assert on_cuda._wait < 1e-3
+
+
+def test_a_call_that_awaits_the_device(gpu: PlayedGPU) -> None:
+    step = Step(lambda: gpu.launch(0.05), lambda _: gpu.synchronize())
+    with pytest.raises(RuntimeError, match="takes more than 250 ms to queue a call; expected one that does not await"):
+        on_cuda.seconds([step])
+    assert on_cuda.seconds(calls(gpu, 1)) == pytest.approx([5e-5])
+
+
+def test_host_time(gpu: PlayedGPU) -> None:
+    """Of the call alone."""
+    steps = [Step(lambda: gpu.launch(1.0, 0.5), lambda _, ms=ms: gpu.launch(7.0, ms)) for ms in (0.7, 0.2)]  # type: ignore[misc]
+    assert on_cuda.host_seconds(steps) == pytest.approx([7e-4, 2e-4])
 
 
 def test_run_takes_what_prepare_gave(gpu: PlayedGPU) -> None:
