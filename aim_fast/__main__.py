@@ -14,6 +14,13 @@ from aim_fast.available import library_path
 from aim_fast.routing import BACKENDS
 
 
+def measurements(table: tuning.Table, file: str) -> str:
+    """Which hold: those of the user's file, or what is shipped in its place; and why a file was ignored."""
+    source = file if table.gpu == tuning.HERE else f"shipped, of {table.gpu}"
+    state = f"{len(table.rows)} shapes, {source}, {table.date}" if table.rows else "none; python -m aim_fast tune"
+    return f"{state}; {table.reason}" if table.reason else state
+
+
 def report() -> str:
     lines = [
         f"aim_fast {aim_fast.__version__}, torch {torch.__version__}, Python {platform.python_version()}",
@@ -28,9 +35,7 @@ def report() -> str:
         lines.append(f"CUDA kernels: {'emulated on the CPU' if nvidia.is_emulated() else f'compiled for {archs}'}")
     if any(row.name in BACKENDS and row.available for row in aim_fast.backends()) and torch.cuda.is_available():
         gpu = triton_device.gpu(torch.cuda.current_device())
-        measured = len(tuning.table(gpu).rows)
-        state = tuning.table(gpu).reason or (f"{measured} shapes" if measured else "none; python -m aim_fast tune")
-        lines.append(f"measurements on {gpu.name}: {state}")
+        lines.append(f"measurements for {gpu.name}: {measurements(tuning.table(gpu), str(tuning.path(gpu)))}")
     lines.append(f"AIM_FAST_BACKEND: {os.environ.get('AIM_FAST_BACKEND', 'auto')}")
     return "\n".join(lines)
 

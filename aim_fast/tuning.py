@@ -1,8 +1,10 @@
 """What was measured on a GPU: the table that `python -m aim_fast tune` leaves, and plans and advice from it.
 
-The table is a JSON file per GPU in the user's cache folder ($AIM_FAST_CACHE, else $XDG_CACHE_HOME/aim_fast, else
-~/.cache/aim_fast). Every part of it is checked as it is read: a file that is broken, of another GPU, or of another
-version of the tiling table is left alone, and `explain` says why. Nothing is measured while a program runs.
+A table is a JSON file per GPU. The one in the user's cache folder ($AIM_FAST_CACHE, else $XDG_CACHE_HOME/aim_fast, else
+~/.cache/aim_fast) comes first; without one, a table that the package ships holds, of the same GPU or else of one with
+the same compute capability and number of SMs. Every part of a file is checked as it is read: one that is broken, of
+another GPU, or of another version of the tiling table is left alone, and `explain` says why if it is the user's. Nothing
+is measured while a program runs.
 """
 
 from __future__ import annotations
@@ -21,6 +23,9 @@ from aim_fast.kernels.tiling import Gpu, Plan, Tile
 
 # Raised when the meaning of a file changes; so it is when plans of the CUDA kernels get other numbers.
 FORMAT = 2
+# The tables that come with the package, named like the user's.
+SHIPPED = Path(__file__).parent / "measured"
+HERE = "this GPU"  # where the user's table was measured; a shipped one says the name
 # A measurement speaks for as many rows, times or divided by this.
 REACH = 2.0
 
@@ -49,10 +54,12 @@ Rows = dict[tuple[str, int, int], list[Row]]
 
 
 class Table(NamedTuple):
-    """Rows, or why there are none."""
+    """Rows, on what and when they were measured; and why the user's file, if not theirs, was ignored."""
 
     rows: Rows
     reason: str = ""
+    gpu: str = HERE
+    date: str = ""
 
 
 def path(gpu: Gpu) -> Path:
@@ -101,14 +108,18 @@ def _times(value: Any, plans: Mapping[str, Plan], cuda: Mapping[str, str]) -> di
     return found
 
 
-def from_json(gpu: Gpu, text: str) -> Table:
-    """The table in a text, with a reason in place of rows if anything about it is not as it should be."""
+def from_json(gpu: Gpu, text: str, *, shipped: bool = False) -> Table:
+    """The table in a text, with a reason in place of rows if anything about it is not as it should be.
+
+    shipped: it may be of a GPU with another name, but the same compute capability and number of SMs.
+    """
     try:
         data = json.loads(text)
         if data["format"] != FORMAT:
             return Table({}, f"it has format {data['format']!r}, this version reads {FORMAT}")
-        if Gpu(data["gpu"]["name"], tuple(data["gpu"]["capability"]), data["gpu"]["sms"]) != gpu:
-            return Table({}, f"it was measured on another GPU, {data['gpu']['name']}")
+        measured = Gpu(data["gpu"]["name"], tuple(data["gpu"]["capability"]), data["gpu"]["sms"])
+        if measured != (gpu._replace(name=measured.name) if shipped else gpu):
+            return Table({}, f"it was measured on another GPU, {measured.name}")
         rows: Rows = {}
         for entry in data["rows"]:
             key = entry["load"], int(entry["D"]), int(entry["H"])
@@ -118,9 +129,10 @@ def from_json(gpu: Gpu, text: str) -> Table:
                 raise ValueError(f"M is {M}")
             forward, train = (_times(entry[name], plans, cuda) for name in ("forward", "train"))
             rows.setdefault(key, []).append(Row(M, plans, cuda, forward, train))
+        date = str(data["about"].get("date", ""))
     except (ValueError, TypeError, KeyError, IndexError, AttributeError, RecursionError) as error:
         return Table({}, f"it is broken ({type(error).__name__}: {error})")
-    return Table(rows)
+    return Table(rows, gpu=measured.name if shipped else HERE, date=date)
 
 
 _tables: dict[Gpu, Table] = {}  # read once
@@ -142,13 +154,20 @@ def replace(gpu: Gpu, new: Table) -> None:
 def _read(gpu: Gpu) -> Table:
     file = path(gpu)
     try:
-        text = file.read_text()
+        found = from_json(gpu, file.read_text())
     except FileNotFoundError:
-        return Table({})
+        return _shipped(gpu)
     except (OSError, UnicodeDecodeError) as error:
-        return Table({}, f"{file} was ignored: {error}")
-    found = from_json(gpu, text)
-    return found if not found.reason else Table({}, f"{file} was ignored: {found.reason}")
+        found = Table({}, str(error))
+    return _shipped(gpu)._replace(reason=f"{file} was ignored: {found.reason}") if found.reason else found
+
+
+def _shipped(gpu: Gpu) -> Table:
+    """The table that the package has for a GPU: its own, else a twin's."""
+    own = SHIPPED / path(gpu).name
+    files = sorted(SHIPPED.glob("*.json"), key=lambda file: (file != own, file))
+    tables = (from_json(gpu, file.read_text(), shipped=True) for file in files)
+    return next((found for found in tables if not found.reason), Table({}))
 
 
 def save(gpu: Gpu, rows: Rows, about: dict[str, str]) -> Path:
@@ -158,7 +177,7 @@ def save(gpu: Gpu, rows: Rows, about: dict[str, str]) -> Path:
     new = file.with_suffix(f".{os.getpid()}")
     new.write_text(to_json(gpu, rows, about))
     new.replace(file)
-    replace(gpu, Table(rows))
+    replace(gpu, Table(rows, date=about.get("date", "")))
     return file
 
 
@@ -192,12 +211,12 @@ def advice(gpu: Gpu, case: estimate.Case, train: bool, backend: str) -> tuple[bo
     The CUDA kernels are where they were measured and nothing was faster; Triton where it is faster than eager, as
     measured or else estimated.
     """
-    row = nearest(gpu, case.load, case.M, case.D, case.H)
-    ignored = f"; {table(gpu).reason}" if table(gpu).reason else ""
+    row, found = nearest(gpu, case.load, case.M, case.D, case.H), table(gpu)
+    ignored = f"; {found.reason}" if found.reason else ""
     at = f"M = {case.M}, D = {case.D}, H = {case.H} on {gpu.name}"
     times = {} if row is None else row.train if train else row.forward
     if row is not None and backend in times:
-        basis = f"measured on this GPU at M = {row.M}"
+        basis = f"measured on {found.gpu} at M = {row.M}{ignored}"
         rivals = {name: seconds for name, seconds in times.items() if name != backend}
         fused = times[backend]
         worth = fused < min(rivals.values() if backend == "cuda" else [rivals["eager"]])

@@ -35,6 +35,8 @@ def tree(tmp_path: Path) -> Path:
     for name in ("setup.py", "pyproject.toml", "LICENSE"):
         shutil.copy(ROOT / name, tree)
     (tree / "README.md").touch()
+    (tree / "aim_fast/measured").mkdir(exist_ok=True)
+    (tree / "aim_fast/measured/tune-some-gpu.json").touch()
     for name, text in TINY.items():
         (tree / "csrc" / name).parent.mkdir(parents=True, exist_ok=True)
         (tree / "csrc" / name).write_text(text)
@@ -132,6 +134,7 @@ def test_wheel(tree: Path) -> None:
         return set(zipfile.ZipFile(wheel).namelist())
 
     files = {"aim_fast/__init__.py", "aim_fast/py.typed", "aim_fast/_build_info.json", "aim_fast/kernels/blocks.py"}
+    files |= {"aim_fast/measured/tune-some-gpu.json"}
     with_library = contents("require")
     assert files | {"aim_fast/libaim_fast.so"} <= with_library
     assert contents("none") == with_library - {"aim_fast/libaim_fast.so"}
@@ -176,6 +179,7 @@ def test_source_archive_has_the_sources(tree: Path) -> None:
         names = {name.partition("/")[2] for name in opened.getnames()}
     assert {f"csrc/{name}" for name in TINY} | set(more) <= names
     assert "csrc/ninja_file.py" in names
+    assert "aim_fast/measured/tune-some-gpu.json" in names
     assert {"setup.py", "pyproject.toml", "LICENSE", "aim_fast/py.typed", "kernels/tiling.py"} <= names
 
 

@@ -36,6 +36,7 @@ def plans(index: int, D: int, H: int, dtype: torch.dtype, backward: bool) -> tup
 def h100(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """An H100 in the place of every device, without measurements, and both rows there as on such a machine."""
     monkeypatch.setenv("AIM_FAST_CACHE", str(tmp_path))
+    monkeypatch.setattr(tuning, "SHIPPED", tmp_path / "none")
     monkeypatch.setattr(tuning, "_tables", {})
     for module in (triton_device, nvidia):
         monkeypatch.setattr(module, "gpu", lambda index: H100)

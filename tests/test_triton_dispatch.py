@@ -37,6 +37,7 @@ def call_of(M: int = 50432, H: int = 192, dtype: torch.dtype = torch.bfloat16, w
 def h100(monkeypatch: pytest.MonkeyPatch, tmp_path) -> None:
     """An H100 in the place of every device, without measurements, and the row there as on such a machine."""
     monkeypatch.setenv("AIM_FAST_CACHE", str(tmp_path))
+    monkeypatch.setattr(tuning, "SHIPPED", tmp_path / "none")
     monkeypatch.setattr(tuning, "_tables", {})
     for module in (triton_device, nvidia):
         monkeypatch.setattr(module, "gpu", lambda index: H100)
