@@ -1,8 +1,9 @@
 """`python -m aim_fast tune`: measures the kernels on this machine's GPU and leaves a table for `aim_fast.tuning`.
 
 For every shape, of the CUDA kernels and of Triton's: forwards with the most promising plans of the forward kernel, then
-train steps with those of the backward kernels; and eager beside them. The fastest plans and their times are kept. Takes
-some minutes.
+train steps with those of the backward kernels; and eager beside them. The fastest plans and their times are kept, in
+place of what an earlier run left. Takes some minutes; less for some `--backends`, `--loads` or `--shapes`, of which
+alone the table then speaks.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ import aim_fast
 from aim_fast import nvidia, triton_device, tuning
 from aim_fast.kernels import tiling
 from aim_fast.kernels.tiling import Gpu
+from aim_fast.routing import BACKENDS
 from aim_fast.testing import make_inputs
 
 # D, H of the code bases in benchmarks/cases.py, and numbers of rows twice `tuning.REACH` apart.
@@ -62,7 +64,7 @@ def fastest(shape: Shape, backend: str, options: Mapping[str, Sequence[Any]], me
 
 def search(shape: Shape, options: Options, measure: Measure) -> tuning.Row | None:
     """What is fastest for a shape; None where no backend but eager takes it."""
-    plans: dict[str, Plans] = {"cuda": {}, "triton": {}}
+    plans: dict[str, Plans] = {backend: {} for backend in BACKENDS}
     times = {}
     for backend in plans:
         found = options(shape, backend)
@@ -113,6 +115,11 @@ def options_on_gpu(shape: Shape, backend: str) -> dict[str, Sequence[Any]]:
     return {name: nvidia.cuda_plans(index, shape.D, shape.H, dtype, name == "backward") for name in tuning.DIRECTIONS}
 
 
+def only(backends: Sequence[str], options: Options) -> Options:
+    """The options of these backends; the others have none."""
+    return lambda shape, backend: options(shape, backend) if backend in backends else {}
+
+
 def use_plans(gpu: Gpu, shape: Shape, backend: str, plans: Plans) -> None:
     """Let the calls of a shape in this process run by these plans."""
     triton, cuda = (plans if backend == name else {} for name in ("triton", "cuda"))
@@ -123,7 +130,7 @@ def use_plans(gpu: Gpu, shape: Shape, backend: str, plans: Plans) -> None:
 
 
 def on_gpu(shape: Shape, backend: str, plans: Plans) -> tuple[float, float]:
-    """Medians over calls, by CUDA events, of the current device. L2 is as the calls leave it."""
+    """Medians over calls on the current device, of a forward and of a train step. L2 is as the calls leave it."""
     use_plans(triton_device.gpu(torch.cuda.current_device()), shape, backend, plans)
     narrow = torch.bfloat16 if shape.load == "half" else torch.float32
     tensors: dict[str, Any] = make_inputs((shape.M, shape.D), shape.H, narrow, requires_grad=True, device="cuda")
@@ -143,6 +150,10 @@ def on_gpu(shape: Shape, backend: str, plans: Plans) -> tuple[float, float]:
 
 
 def _median(call: Callable[[], None]) -> float:
+    """Seconds from the end of one call to that of the next, by CUDA events.
+
+    What a program sees that does nothing else: the host's time where that is longer, as it is for few rows.
+    """
     for _ in range(_WARM_UP):
         call()
     events = [torch.cuda.Event(enable_timing=True) for _ in range(_CALLS + 1)]
@@ -155,19 +166,32 @@ def _median(call: Callable[[], None]) -> float:
     return times[len(times) // 2] / 1e3
 
 
+def widths(text: str) -> tuple[int, int]:
+    """D and H of "768x192"."""
+    D, H = map(int, text.split("x"))
+    if D < 1 or H < 1:
+        raise ValueError
+    return D, H
+
+
 def main(arguments: list[str]) -> int:
     """The command: 0 when a table was written, 1 with the reason when there is nothing to measure on."""
     parser = argparse.ArgumentParser(prog="python -m aim_fast tune", description=__doc__)
     parser.add_argument("--loads", nargs="+", choices=("half", "amp", "ieee"), default=("half", "amp", "ieee"))
+    parser.add_argument("--backends", nargs="+", choices=BACKENDS, default=BACKENDS, help="beside eager; default: both")
+    parser.add_argument("--shapes", nargs="+", type=widths, default=SHAPES, metavar="DxH", help="such as 768x192")
     options = parser.parse_args(arguments)
-    reasons = [f"{row.name}: {row.reason}" for row in aim_fast.backends() if row.name in ("cuda", "triton")]
-    none = "; ".join(reasons) if not any(row.available for row in aim_fast.backends()[1:-1]) else ""
+    asked = [row for row in aim_fast.backends() if row.name in options.backends]
+    none = "; ".join(f"{row.name}: {row.reason}" for row in asked) if not any(row.available for row in asked) else ""
     if none or not torch.cuda.is_available():
         print(f"nothing to tune: {none or 'torch sees no CUDA device; see nvidia-smi'}", file=sys.stderr)
         return 1
     gpu = triton_device.gpu(torch.cuda.current_device())
-    shapes = [Shape(load, M, D, H) for load in options.loads for D, H in SHAPES for M in ROWS]
-    rows = search_all(shapes, options_on_gpu, on_gpu)
+    shapes = [Shape(load, M, D, H) for load in options.loads for D, H in options.shapes for M in ROWS]
+    rows = search_all(shapes, only(options.backends, options_on_gpu), on_gpu)
+    if not rows:
+        print(f"nothing to tune: {' and '.join(options.backends)} take none of these shapes", file=sys.stderr)
+        return 1
     about = {"aim_fast": aim_fast.__version__, "torch": torch.__version__, "date": datetime.date.today().isoformat()}
     about["cuda"] = nvidia.cuda_archs()
     file = tuning.save(gpu, rows, about)

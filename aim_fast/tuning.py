@@ -3,8 +3,8 @@
 A table is a JSON file per GPU. The one in the user's cache folder ($AIM_FAST_CACHE, else $XDG_CACHE_HOME/aim_fast, else
 ~/.cache/aim_fast) comes first; without one, a table that the package ships holds, of the same GPU or else of one with
 the same compute capability and number of SMs. Every part of a file is checked as it is read: one that is broken, of
-another GPU, or of another version of the tiling table is left alone, and `explain` says why if it is the user's. Nothing
-is measured while a program runs.
+another GPU, or of another version of the tiling table is left alone, and `explain` says why if it is the user's.
+Nothing is measured while a program runs.
 """
 
 from __future__ import annotations
