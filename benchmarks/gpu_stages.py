@@ -51,7 +51,7 @@ def build(machine: Machine, seconds: float) -> Outcome:
 
 def checks(machine: Machine, seconds: float) -> Outcome:
     """tests/device_checks.py: the budget on the regimes that matter most, the bits, CUDA graphs."""
-    kinds = ["numeric", "repeat", *(["graph"] if machine.gpu else ["--cases", "small"])]
+    kinds = ["thread", "numeric", "repeat", *(["graph"] if machine.gpu else ["--cases", "small"])]
     return each_kernel(machine, seconds, lambda backend, limit: device_checks(machine, backend, limit, *kinds))
 
 

@@ -46,8 +46,14 @@ def parts(H: int, widest: int) -> tuple[int, int, int, int]:
     """Up to four powers of two that cover H with the least padding; 0 for those that are not needed.
 
     None is wider than `widest`, unless four would not reach H; none is narrower than 16.
+
+    An odd H has one part, or parts of 64 and more. Its rows in 16 bits cannot be fetched ahead: products with tiles of
+    the weights that have different swizzles, as those of 64, of 32 and of 16 columns have, then share a place in shared
+    memory, and ptxas (with Triton 3.6) loses the address of all but the first.
     """
     left = -(-H // 16) * 16
+    if H % 2 and left > 16:
+        left = 32 if left <= 32 else -(-left // 64) * 64
     while widest * MAX_PARTS < left:
         widest *= 2
     found: list[int] = []

@@ -27,6 +27,7 @@ class Compiled:
     tmem: int  # columns of tensor memory
     products: int  # instructions of the family's tensor cores
     small_products: int  # mma.sync
+    undefined: str  # what `undefined_read` finds, on the family 90 alone
 
     def __str__(self) -> str:
         return (
@@ -46,15 +47,42 @@ def kernel_type(value: object) -> str:
 
 
 @functools.cache
-def cuobjdump() -> Path:
-    """Triton's own, or that on the PATH."""
+def tool(name: str) -> Path:
+    """ "cuobjdump" or "nvdisasm": Triton's own, or that on the PATH."""
     from triton.backends.nvidia import driver
 
-    own = Path(driver.__file__).parent / "bin" / "cuobjdump"
-    found = own if own.exists() else shutil.which("cuobjdump")
+    own = Path(driver.__file__).parent / "bin" / name
+    found = own if own.exists() else shutil.which(name)
     if not found:
-        raise FileNotFoundError("cuobjdump is neither in Triton's wheel nor on the PATH")
+        raise FileNotFoundError(f"{name} is neither in Triton's wheel nor on the PATH")
     return Path(found)
+
+
+_INSTRUCTION = re.compile(r"/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+\s+)?(\S+)\s*(.*?)\s*;")
+_UNIFORM = re.compile(r"\bUR(\d+)\b")
+
+
+def undefined_read(sass: str) -> str:
+    """The first instruction of a kernel for sm_90 that reads a uniform register which none before has written, if any.
+
+    ptxas has made such code of correct PTX. The code is looked at as it lies: a loop does not mislead, since what its
+    first turn reads has to be written before.
+    """
+    written: set[int] = set()
+    for operation, text in _INSTRUCTION.findall(sass):
+        first, _, rest = text.partition(",")
+        result = re.fullmatch(r"UR(\d+)", first.strip())
+        reads = [int(number) for number in _UNIFORM.findall(rest if result else text)]
+        if described := re.search(r"gdesc\[UR(\d+)\]", text):
+            # Four registers, of which the first two describe an operand that may be in registers.
+            in_registers = len(re.findall(r"\bR\d+\b", text[: described.start()])) > 1
+            reads = [int(described[1]) + i for i in range(2 if in_registers else 0, 4)]
+        if any(number not in written for number in reads):
+            return f"{operation} {text}"
+        if result:
+            wide = re.search(r"\.64|\.WIDE", operation) is not None
+            written |= {int(result[1]) + i for i in range(1 + wide)}
+    return ""
 
 
 def compile_ahead(kernel: Any, arguments: Mapping[str, object], family: int, warps: int, stages: int) -> Compiled:
@@ -71,7 +99,8 @@ def compile_ahead(kernel: Any, arguments: Mapping[str, object], family: int, war
     constants = {names[p.num] for p in kernel.params if p.is_constexpr} | {n for n in names if arguments[n] is None}
     signature = {n: "constexpr" if n in constants else kernel_type(arguments[n]) for n in names}
     # Pointers and strides are multiples of 16 where speed matters, and the launch says so to the compiler.
-    aligned = [i for i, n in enumerate(names) if signature[n].startswith("*") or n.startswith("stride")]
+    multiples = ("*",) if arguments["H"] % 2 else ("*", "stride")  # type: ignore[operator]
+    aligned = [i for i, n in enumerate(names) if signature[n].startswith(multiples) or n.startswith(multiples)]
     source = ASTSource(
         fn=kernel,
         signature=signature,
@@ -83,9 +112,19 @@ def compile_ahead(kernel: Any, arguments: Mapping[str, object], family: int, war
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(compiled.asm["cubin"])
         file.flush()
-        command = [str(cuobjdump()), "-res-usage", file.name]
+        command = [str(tool("cuobjdump")), "-res-usage", file.name]
         usage = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+        disassemble = [str(tool("nvdisasm")), "-c", file.name]
+        sass = subprocess.run(disassemble, capture_output=True, text=True, check=True).stdout if family == 90 else ""
     used = {name: int(number) for name, number in re.findall(r"(REG|STACK|LOCAL):(\d+)", usage)}
     tmem = getattr(compiled.metadata, "tmem_size", 0) or 0
     products, small = (compiled.asm["ptx"].count(TENSOR_CORES[f]) for f in (family, 80))
-    return Compiled(used["REG"], used["STACK"] + used["LOCAL"], compiled.metadata.shared, tmem, products, small)
+    return Compiled(
+        used["REG"],
+        used["STACK"] + used["LOCAL"],
+        compiled.metadata.shared,
+        tmem,
+        products,
+        small,
+        undefined_read(sass),
+    )

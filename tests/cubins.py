@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ahead import cuobjdump
+from ahead import tool
 
 # By the folder of a family what its kernels multiply and load with; tests/test_cuda_build.py asserts it.
 INSTRUCTIONS = {"ampere": ("HMMA", "LDGSTS"), "hopper": ("HGMMA", "UTMALDG")}
@@ -60,7 +60,7 @@ def warnings_of(log: str) -> list[str]:
 
 def instructions_of(object_file: Path, wanted: Sequence[str]) -> Mapping[tuple[str, str], Counter[str]]:
     """By kernel and architecture how often each of these opcodes is in its code."""
-    command = [str(cuobjdump()), "-sass", str(object_file)]
+    command = [str(tool("cuobjdump")), "-sass", str(object_file)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout
         opcode = re.compile(rf"\b({'|'.join(wanted)})\b")

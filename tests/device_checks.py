@@ -4,6 +4,7 @@
 
 numeric: the error budget. repeat: the same bits from run to run.
 graph: a forward and a train step, captured in a CUDA graph, give on new values the bits that plain calls give.
+thread: a thread whose first call of CUDA this is, as autograd's can be, gives the same bits.
 calls: one forward and backward of each small regime and nothing else, for a sanitizer to watch.
 
 A line per failure, and one at the end that counts. Exit status: 0; 1 when a check failed.
@@ -16,8 +17,10 @@ import itertools
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -93,6 +96,26 @@ def assert_same_bits(name: str) -> None:
         assert not different, f"other bits in {', '.join(different)} at run {turn}"
 
 
+def assert_in_new_thread(name: str) -> None:
+    tensors, _, options = build(CASES[name])
+    here: Tensors = {key: t if t is None else placed(t).detach() for key, t in tensors.items()}
+
+    def call() -> Tensor:
+        with torch.no_grad(), aim_fast.use_backend(BACKEND):
+            return aim_fast.adapter(**here, **options)
+
+    expected = call()
+    # To fill new memory would be a call of CUDA before the one that counts.
+    deterministic: Any = torch.utils.deterministic
+    fill, deterministic.fill_uninitialized_memory = deterministic.fill_uninitialized_memory, False
+    try:
+        with ThreadPoolExecutor(1) as pool:
+            there = pool.submit(call).result()
+    finally:
+        deterministic.fill_uninitialized_memory = fill
+    assert torch.equal(there, expected), "other bits in the thread"
+
+
 def call_once(name: str) -> None:
     tensors, dy, options = build(CASES[name])
     evaluate(aim_fast.adapter, tensors, dy, **options)
@@ -145,6 +168,7 @@ def checks(kinds: Sequence[str], regimes: str) -> Iterator[Check]:
     cases: dict[str, tuple[Callable[[str], None], Sequence[str]]] = {
         "numeric": (assert_budget, REGIMES[regimes][0]),
         "repeat": (assert_same_bits, REGIMES[regimes][1]),
+        "thread": (assert_in_new_thread, REPEATED[:1]),
         "calls": (call_once, SMALL),
     }
     for kind in kinds:
@@ -209,7 +233,7 @@ def run(todo: Sequence[Check], within: float) -> Count:
 
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("kinds", nargs="+", choices=["numeric", "repeat", "graph", "calls"])
+    parser.add_argument("kinds", nargs="+", choices=["numeric", "repeat", "graph", "thread", "calls"])
     parser.add_argument("--cases", choices=REGIMES, default="essential", help="of numeric and repeat")
     parser.add_argument("--within", type=float, default=float("inf"), metavar="SECONDS", help="begin none after that")
     options = parser.parse_args(argv)

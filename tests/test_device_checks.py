@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 
 import pytest
@@ -47,11 +48,24 @@ def drifting() -> Callable[..., Tensor]:
     return call
 
 
+def of_this_thread() -> Callable[..., Tensor]:
+    """The operator, in the thread that asks for it alone."""
+    real, home = aim_fast.adapter, threading.get_ident()
+
+    def call(*arguments, **options) -> Tensor:
+        if threading.get_ident() != home:
+            raise RuntimeError("no context here")
+        return real(*arguments, **options)
+
+    return call
+
+
 @pytest.mark.parametrize(
     ("kind", "fault", "case", "text"),
     [
         ("numeric", wrong, "image", "y: error"),
         ("repeat", drifting(), "scale_one", "other bits in y at run 3"),
+        ("thread", of_this_thread(), "image_bf16", "RuntimeError: no context here"),
     ],
 )
 def test_a_wrong_kernel_fails(

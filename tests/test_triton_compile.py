@@ -13,7 +13,7 @@ import pytest
 import torch
 
 import aim_fast
-from ahead import Compiled, compile_ahead
+from ahead import Compiled, compile_ahead, undefined_read
 from aim_fast.kernels import tiling
 from aim_fast.kernels.tiling import Tile
 
@@ -83,6 +83,7 @@ def compiled(family: int, load: str, kernel: str, tile: Tile, H: int, **changed:
 def assert_clean(result: Compiled, family: int, load: str, tile: Tile) -> None:
     print(f"sm_{family} {load} {tile}: {result}")
     assert result.local == 0, f"spills: {result}"
+    assert not result.undefined, f"reads what nothing has written: {result.undefined}"
     assert result.shared <= SHARED[family], f"shared memory: {result}"
     assert result.tmem <= TENSOR_MEMORY, f"tensor memory: {result}"
     # ptxas replaces a kernel that it cannot build by one that traps.
@@ -180,3 +181,30 @@ def test_the_sum_of_partial_results() -> None:
     values |= {"alpha": 0.5, "D": 768, "H": 192, "WIDE_SCALE": True, "COMPUTE": tl.bfloat16}
     result = compile_ahead(adapter_bwd_sum, values, 90, triton_backward._SUM["num_warps"], 3)
     assert result.local == 0
+
+
+# In 16 bits, rows of an odd H can be fetched by single elements alone: nothing is ahead, and some registers may spill.
+@pytest.mark.parametrize("H", [17, 33, 97, 195])
+@pytest.mark.parametrize("kernel", tiling.KERNELS)
+@pytest.mark.parametrize("load", ["half", "amp"])
+def test_odd_rows(load: str, kernel: str, H: int) -> None:
+    tile = next(tile for tile in tiling.TILES[90][load][kernel] if tile.max_h >= H)
+    assert not compiled(90, load, kernel, tile, H, D=H + 2).undefined
+
+
+SASS = """
+        /*0100*/                   S2UR UR36, SR_CgaCtaId ;
+        /*0110*/                   ULEA UR36, UR36, UR4, 0x18 ;
+        /*0120*/              @!P0 UIADD3.64 UR8, UR36, 0x80, URZ ;
+.L_x_3:
+        /*0130*/                   HGMMA.64x16x16.F32.BF16 R40, R24, gdesc[UR6].tnspB, R40, gsb0 ;
+        /*0140*/                   HGMMA.64x16x16.F32.BF16 R40, gdesc[UR8].tnspA.tnspB, R40 ;
+"""
+
+
+def test_what_is_read_before_it_is_written() -> None:
+    assert undefined_read(SASS) == "ULEA UR36, UR36, UR4, 0x18"
+    written = SASS.replace("ULEA UR36, UR36, UR4, 0x18", "ULEA UR36, UR36, UR36, 0x18")
+    # UR8 and UR9 are written; an operand in registers leaves the first half of its four unread, as UR6 and UR7.
+    assert undefined_read(written) == "HGMMA.64x16x16.F32.BF16 R40, gdesc[UR8].tnspA.tnspB, R40"
+    assert undefined_read(written.replace("gdesc[UR8].tnspA", "R24, gdesc[UR6]")) == ""

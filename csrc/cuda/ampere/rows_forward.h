@@ -37,7 +37,7 @@ AIM_DEVICE void make_hidden(const RowsTile<T, kHidden, false>& tile, const float
         tile.to_fragments(z, fragments);
         tile.store_hidden(call.z, fragments, staging, column);
       }
-      activate(call.activation, z);
+      activate<T>(call.activation, z);
       tile.to_fragments(z, fragments);
     }
 #pragma unroll

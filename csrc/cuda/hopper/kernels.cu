@@ -77,7 +77,7 @@ int fill_call(RowsCall& call, const Problem& p, const Rows& input, const Rows& o
 
 int run(RowsCall& call, const Problem& p, const Rows& input, const Device& device, bool backward) {
   const bool float_input = input.dtype == Dtype::kFloat32;
-  const RowsSize size{p.M, p.D, p.H, float_input, call.second, device.sms};
+  const RowsSize size{p.M, p.D, p.H, call.second, device.sms};
   const Launch launch =
       p.dtype == Dtype::kBFloat16 ? find_launch<ptx::BFloat16>(p.H, backward) : find_launch<ptx::Half>(p.H, backward);
   if (!launch || device.plan >= kRowsPlans) return kInvalidValue;

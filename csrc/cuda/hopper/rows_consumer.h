@@ -22,7 +22,7 @@ class Consumer {
         lane_(threadIdx.x % 32),
         group_(threadIdx.x / 128),
         warp_(threadIdx.x / 32 % 4),
-        staging_(memory + Plan::kStaging + group_ * 2 * kTileBytes + warp_ * kBlockBytes,
+        staging_(memory + Plan::kStaging + group_ * Plan::kTurns * kTileBytes + warp_ * kBlockBytes,
                  reinterpret_cast<char**>(memory + Plan::kAddresses) + (group_ * 4 + warp_) * 2 * kWarpRows, lane_) {}
 
   AIM_DEVICE void run() {
@@ -35,12 +35,21 @@ class Consumer {
       float z[H / 2];              // [64, H]; dh in the backward
       uint32_t hidden[H / 16][4];  // the same rounded, as the second product's operand; dz in the backward
       first_product(z, item);
-      if constexpr (kBackward) {
-        backward_hidden(z, hidden, item);
+      if constexpr (Plan::kOneBranch) {
+        with_activation(call_.activation, [&]<Activation A>() {
+          through_activation(z, hidden, item, [](auto&... values) { pass<A>(values...); });
+        });
       } else {
-        forward_hidden(z, hidden, item);
+        through_activation(z, hidden, item, [this](auto&... values) {
+          with_activation(call_.activation, [&]<Activation A>() { pass<A>(values...); });
+        });
       }
-      if (item.count) second_product(hidden, item);
+      if (!item.count) continue;
+      if (Output<Plan, true>::is_plain(call_)) {
+        second_product<true>(hidden, item);
+      } else {
+        second_product<false>(hidden, item);
+      }
     }
     if (lane_ == 0) ptx::bulk_wait_read<0>();  // shared memory is read until then
     __syncwarp();
@@ -61,59 +70,60 @@ class Consumer {
 
   AIM_DEVICE void first_product(float (&z)[H / 2], const Item& item) {
     const bool keep_dy = kBackward && call_.keep_dy && item.leads;
-    // The first step apart: with a constant 0 for `keep` ptxas sees that nothing of the item before is needed.
-    ring_.wait_full();
-    first_step<true>(z, Plan::kFloatInput ? rounded_input(0, keep_dy) : input_tile());
-    int last = ring_.stage;
-    ring_.advance();
+    begin_with_bias(z);
 #pragma unroll 1
-    for (int k = 1; k < call_.steps; ++k) {
+    for (int k = 0; k < call_.steps; ++k) {
       ring_.wait_full();
-      if constexpr (Plan::kFloatInput) {
-        first_step<false>(z, rounded_input(k, keep_dy));  // waits for the step before
-      } else {
-        first_step<false>(z, input_tile());
-        ptx::wgmma_wait<1>();
-      }
-      release(last);
-      last = ring_.stage;
+      first_step(z, Plan::kFloatInput ? rounded_input(k, keep_dy) : input_tile());
+      // No step is begun before the last has ended: the other consumers multiply meanwhile, and the ring has more
+      // ahead.
+      ptx::wgmma_wait<0>();
+      release(ring_.stage);
       ring_.advance();
     }
-    ptx::wgmma_wait<0>();
     ptx::wgmma_landed(z);
     if constexpr (Plan::kFloatInput) sync_group();  // the staging buffers are read
-    release(last);
   }
 
-  // z [64, H] (+)= the operand's tile [64, 64] by the weights of the ring's stage.
-  template <bool kFirst>
+  // The sums begin with b1, or 0.
+  AIM_DEVICE void begin_with_bias(float (&z)[H / 2]) const {
+    float2 b[H / 8] = {};
+    if (!kBackward && call_.b1) load_columns(b, call_.b1, 0, lane_);
+#pragma unroll
+    for (int i = 0; i < H / 4; ++i) {
+      const float2 pair = b[i / 4 * 2 + i % 4 / 2];
+      z[2 * i] = pair.x;
+      z[2 * i + 1] = pair.y;
+    }
+  }
+
+  // z [64, H] += the operand's tile [64, 64] by the weights of the ring's stage.
   AIM_DEVICE void first_step(float (&z)[H / 2], uint32_t tile) {
     const uint64_t a = ptx::descriptor_k_major(tile);
     const uint32_t weights = ring_.other(ring_.stage);
     ptx::wgmma_fence();
 #pragma unroll
     for (int k = 0; k < 4; ++k) {
-      multiply_first<kWide>(reinterpret_cast<float (&)[kWide / 2]>(z[0]), a, weights, k, !kFirst || k > 0);
+      multiply_first<kWide>(reinterpret_cast<float (&)[kWide / 2]>(z[0]), a, weights, k);
       if constexpr (kRest > 0) {
         auto& rest = reinterpret_cast<float (&)[kRest / 2]>(z[kWide / 2]);
-        multiply_first<kRest>(rest, a, weights + kWide * 128, k, !kFirst || k > 0);
+        multiply_first<kRest>(rest, a, weights + kWide * 128, k);
       }
     }
     ptx::wgmma_commit();
   }
-  // z [64, N] (+)= columns 16 k to 16 k + 15 of a tile by the weights.
+  // z [64, N] += columns 16 k to 16 k + 15 of a tile by the weights.
   template <int N>
-  AIM_DEVICE static void multiply_first(float (&z)[N / 2], uint64_t a, uint32_t weights, int k, int keep) {
+  AIM_DEVICE static void multiply_first(float (&z)[N / 2], uint64_t a, uint32_t weights, int k) {
     // w1's tile is [H, 64], K-major; w2's is [64, H] in blocks of 64 columns, MN-major.
     const uint64_t b =
         kBackward ? ptx::descriptor_mn_major(weights, kTileBytes) + 128 * k : ptx::descriptor_k_major(weights) + 2 * k;
-    ptx::Wgmma<N, T, false, kBackward>::ss(z, a + 2 * k, b, keep);
+    ptx::Wgmma<N, T, false, kBackward>::ss(z, a + 2 * k, b, 1);
   }
 
   AIM_DEVICE uint32_t input_tile() const { return ring_.input(ring_.stage) + group_ * Plan::kInputBytes; }
 
   // The group's fp32 rows of the ring's stage rounded into a tile in the staging buffers, and kept as dy if wanted.
-  // Read and rounded while the step before is multiplied; that has ended for every warp when this returns.
   AIM_DEVICE uint32_t rounded_input(int step, bool keep_dy) {
     const InputBlock<Plan> input = input_block(ring_.stage);
     uint32_t r[4][4];
@@ -124,7 +134,6 @@ class Consumer {
 #pragma unroll
       for (int q = 0; q < 4; ++q) r[j][q] = ptx::pack<T>(v[q].x, v[q].y);
     }
-    ptx::wgmma_wait<0>();
     staging_.acquire();
 #pragma unroll
     for (int j = 0; j < 4; ++j) staging_.put(j, r[j]);
@@ -143,37 +152,57 @@ class Consumer {
   // the emulator sees no more than that; but PTX does not say which of a tile's rows a warp reads.
   AIM_DEVICE void sync_group() const { ptx::named_barrier_sync(1 + group_, 128); }
 
-  // z += b1, stored if wanted; hidden = act(z).
-  AIM_DEVICE void forward_hidden(const float (&z)[H / 2], uint32_t (&hidden)[H / 16][4], const Item& item) {
+  // Eight values through act, or of z through act and of dh through its derivative.
+  template <Activation A>
+  AIM_DEVICE static void pass(float (&z)[8]) {
+    activate<A, T>(z);
+  }
+  template <Activation A>
+  AIM_DEVICE static void pass(float (&z)[8], float (&dh)[8]) {
+    activate_backward<A, T>(z, dh);
+  }
+
+  template <class Pass>
+  AIM_DEVICE void through_activation(const float (&z)[H / 2], uint32_t (&hidden)[H / 16][4], const Item& item,
+                                     Pass pass) {
+    if constexpr (kBackward) {
+      backward_hidden(z, hidden, item, pass);
+    } else {
+      forward_hidden(z, hidden, item, pass);
+    }
+  }
+
+  // z is stored if wanted; hidden = act(z).
+  template <class Pass>
+  AIM_DEVICE void forward_hidden(const float (&z)[H / 2], uint32_t (&hidden)[H / 16][4], const Item& item, Pass pass) {
     const bool keep = call_.keep_z && item.leads;
 #pragma unroll
     for (int chunk = 0; chunk < Plan::kChunks; ++chunk) {
-      if (keep) staging_.acquire();
+      if (keep) {
+        staging_.acquire();
 #pragma unroll
-      for (int j = 0; j < 4; ++j) {
-        const int g = chunk * 4 + j;
-        float v[8];
-        float2 b[2] = {};
-        if (call_.b1) load_columns(b, call_.b1, g * 16, lane_);
-#pragma unroll
-        for (int q = 0; q < 4; ++q) {
-          v[2 * q] = z[g * 8 + 2 * q] + b[q / 2].x;
-          v[2 * q + 1] = z[g * 8 + 2 * q + 1] + b[q / 2].y;
-        }
-        if (keep) {
+        for (int j = 0; j < 4; ++j) {
           uint32_t r[4];
-          pack(r, v);
+          pack(r, reinterpret_cast<const float (&)[8]>(z[(chunk * 4 + j) * 8]));
           staging_.put(j, r);
         }
-        activate(call_.activation, v);
+        staging_.send(call_.z, chunk * kColumns);
+      }
+#pragma unroll
+      for (int g = chunk * 4; g < chunk * 4 + 4; ++g) {
+        float v[8];
+#pragma unroll
+        for (int i = 0; i < 8; ++i) v[i] = z[g * 8 + i];
+        pass(v);
         pack(hidden[g], v);
       }
-      if (keep) staging_.send(call_.z, chunk * kColumns);
     }
   }
 
   // dh *= factor; hidden = dz = dh * act'(z), and h = row_scale * act(z), each stored if wanted.
-  AIM_DEVICE void backward_hidden(const float (&dh)[H / 2], uint32_t (&hidden)[H / 16][4], const Item& item) {
+  template <class Pass>
+  AIM_DEVICE void backward_hidden(const float (&dh)[H / 2], uint32_t (&hidden)[H / 16][4], const Item& item,
+                                  Pass pass) {
     const bool keep_dz = call_.keep_dz && item.leads, keep_h = call_.keep_h && item.leads;
 #pragma unroll
     for (int chunk = 0; chunk < Plan::kChunks; ++chunk) {
@@ -181,10 +210,12 @@ class Consumer {
       ring_.wait_full();
       const uint8_t* block = memory_ + (ring_.other(ring_.stage) - ring_.shared) + block_offset(kTileBytes);
 #pragma unroll
+      for (int j = 0; j < 4; ++j) ptx::ldmatrix_x4(z[j], block + fragment(lane_, j));
+      release(ring_.stage);
+      ring_.advance();
+#pragma unroll
       for (int j = 0; j < 4; ++j) {
         const int g = chunk * 4 + j;
-        ptx::ldmatrix_x4(z[j], block + fragment(lane_, j));
-        if (j == 3) release(ring_.stage);
         float h[8], d[8];
 #pragma unroll
         for (int q = 0; q < 4; ++q) {
@@ -193,13 +224,12 @@ class Consumer {
           d[2 * q] = factor_[q % 2] * dh[g * 8 + 2 * q];
           d[2 * q + 1] = factor_[q % 2] * dh[g * 8 + 2 * q + 1];
         }
-        activate_backward(call_.activation, h, d);
+        pass(h, d);
 #pragma unroll
         for (int i = 0; i < 8; ++i) h[i] *= row_scale_[i / 2 % 2];
         pack(hidden[g], d);
         pack(z[j], h);
       }
-      ring_.advance();
       if (keep_dz) {
         staging_.acquire();
 #pragma unroll
@@ -220,48 +250,22 @@ class Consumer {
     for (int q = 0; q < 4; ++q) r[q] = ptx::pack<T>(v[2 * q], v[2 * q + 1]);
   }
 
-  // Two steps at a time, the second multiplied while the first is written out; nothing is in flight over the back edge,
-  // where ptxas would serialise it (C7514). An odd last step is multiplied twice rather than compiled twice.
+  // A step's product ends before its block is written out, and nothing is in flight over the back edge, where ptxas
+  // would serialise it (C7514): it is the other consumers that multiply meanwhile.
+  template <bool kPlain>
   AIM_DEVICE void second_product(const uint32_t (&hidden)[H / 16][4], const Item& item) {
-    Output<Plan> output(call_, staging_, lane_);
+    Output<Plan, kPlain> output(call_, staging_, lane_);
 #pragma unroll 1
-    for (int i = 0; i < item.count; i += 2) {
-      const bool pair = i + 1 < item.count;
-      const int column_0 = column_of<Plan>(call_, item, i) * kColumns;
-      const int column_1 = column_of<Plan>(call_, item, i + 1) * kColumns;
-      float o[2][32];
-      const int stage_0 = ring_.stage;
+    for (int i = 0; i < item.count; ++i) {
+      const int column = column_of<Plan>(call_, item, i) * kColumns, stage = ring_.stage;
+      float o[32];
       ring_.wait_full();
-      multiply_second(o[0], hidden, stage_0);
-      ring_.advance();
-      int stage_1 = stage_0;
-      if (pair) {
-        stage_1 = ring_.stage;
-        ring_.wait_full();
-        ring_.advance();
-      }
-      multiply_second(o[1], hidden, stage_1);
-      const bool fetched = output.residual_staged();
-      if (fetched) {
-        staging_.template acquire<true>();
-        staging_.fetch_residual(column_0, 0);
-        staging_.fetch_residual(pair ? column_1 : column_0, 1);
-      }
-      if (!pair) ptx::wgmma_wait<0>();  // both read the stage that is released now
-      ptx::wgmma_wait<1>();
-      ptx::wgmma_landed(o[0]);
-      if (fetched) {
-        ptx::cp_async_wait<1>();
-        __syncwarp();
-      }
-      output.write(o[0], column_0, factor_, input_block(stage_0), [&] { release(stage_0); });
+      multiply_second(o, hidden, stage);
+      output.prepare(column);
       ptx::wgmma_wait<0>();
-      ptx::wgmma_landed(o[1]);
-      if (fetched) {
-        ptx::cp_async_wait<0>();
-        __syncwarp();
-      }
-      if (pair) output.write(o[1], column_1, factor_, input_block(stage_1), [&] { release(stage_1); });
+      ptx::wgmma_landed(o);
+      output.write(o, column, factor_, input_block(stage), [&] { release(stage); });
+      ring_.advance();
     }
   }
 
@@ -295,7 +299,7 @@ class Consumer {
   uint8_t* const memory_;
   Ring<Plan> ring_;
   const int lane_, group_, warp_;
-  Staging staging_;
+  Staging<Plan::kTurns> staging_;
   float scale_;                     // alpha, and the scale if it is one number
   float row_scale_[2], factor_[2];  // of this thread's two rows; times scale_
 };

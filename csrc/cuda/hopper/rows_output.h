@@ -22,10 +22,23 @@ AIM_DEVICE void with_half_type(Dtype dtype, F&& f) {
   }
 }
 
-// What this thread needs of a vector over columns, for the 16 columns from `column` on.
-AIM_DEVICE void load_columns(float2 (&v)[2], const Array& vector, int column, int lane) {
-  v[0] = load_floats(vector.data, vector.dtype, column + pair_column(lane, 0));
-  v[1] = load_floats(vector.data, vector.dtype, column + pair_column(lane, 2));
+// What this thread needs of a vector over columns, for 8 N columns from `column` on: pair q / 2 of the j-th 16 of them
+// is v[2 j + q / 2].
+template <int N>
+AIM_DEVICE void load_columns(float2 (&v)[N], const Array& vector, int column, int lane) {
+  const int first = column + pair_column(lane, 0);
+  if (vector.dtype == Dtype::kFloat32) {
+#pragma unroll
+    for (int i = 0; i < N; ++i) v[i] = *reinterpret_cast<const float2*>(vector.data + 4 * (first + 8 * i));
+    return;
+  }
+  uint32_t pairs[N];
+#pragma unroll
+  for (int i = 0; i < N; ++i) pairs[i] = ptx::load32(vector.data + 2 * (first + 8 * i));
+  with_half_type(vector.dtype, [&]<class T>() {
+#pragma unroll
+    for (int i = 0; i < N; ++i) v[i] = {ptx::low<T>(pairs[i]), ptx::high<T>(pairs[i])};
+  });
 }
 
 // Reads the warp's block of the input rows in a stage, as it came.
@@ -57,95 +70,152 @@ class InputBlock {
 };
 
 // Forward: y = factor * scale * (o + b2) + skip * x + residual;  K1: dx = o + skip * dy.
-template <class Plan>
+//
+// kPlain: the results are of T and leave by TMA, a residual is of T too, and the scale is no vector.
+template <class Plan, bool kPlain>
 class Output {
- public:
-  AIM_DEVICE Output(const RowsCall& call, Staging& staging, int lane) : call_(call), staging_(staging), lane_(lane) {}
+  using T = typename Plan::T;
 
-  AIM_DEVICE bool residual_staged() const {
-    return !Plan::kBackward && call_.residual && call_.residual.dtype != Dtype::kFloat32;
+ public:
+  AIM_DEVICE static bool is_plain(const RowsCall& call) {
+    constexpr Dtype kType = std::is_same_v<T, ptx::BFloat16> ? Dtype::kBFloat16 : Dtype::kFloat16;
+    return call.out_by_map && !call.wide_scale && (!call.residual || call.residual.dtype == kType);
+  }
+
+  AIM_DEVICE Output(const RowsCall& call, Staging<Plan::kTurns>& staging, int lane)
+      : call_(call), staging_(staging), lane_(lane) {}
+
+  // Asks for what the block at `column` needs from memory: before its product is waited for.
+  AIM_DEVICE void prepare(int column) {
+    if (!direct() || residual_staged()) staging_.acquire();
+    if constexpr (!Plan::kBackward) {
+      if (residual_staged()) staging_.fetch_residual(column);
+      if (kPlain && call_.b2) load_columns(bias_, call_.b2, column, lane_);
+    }
   }
 
   // The block at `column`; release() is called when the input is read.
   template <class Release>
   AIM_DEVICE void write(const float (&o)[32], int column, const float (&factor)[2], const InputBlock<Plan>& input,
                         Release release) {
-    const bool direct = call_.out_rows.dtype == Dtype::kFloat32;
-    if (!direct && !residual_staged()) staging_.acquire();
+    float2 v[4][4];  // of 16 columns each
 #pragma unroll
     for (int j = 0; j < 4; ++j) {
-      float2 v[4];
 #pragma unroll
-      for (int q = 0; q < 4; ++q) v[q] = {o[j * 8 + q * 2], o[j * 8 + q * 2 + 1]};
-      if constexpr (!Plan::kBackward) scale(v, column + 16 * j, factor);
-      if (call_.skip) {
+      for (int q = 0; q < 4; ++q) v[j][q] = {o[j * 8 + q * 2], o[j * 8 + q * 2 + 1]};
+    }
+    if constexpr (!Plan::kBackward) scale(v, column, factor);
+    if (call_.skip) {
+#pragma unroll
+      for (int j = 0; j < 4; ++j) {
         float2 x[4];
         input.read(j, x);
-        add(v, x);
-      }
-      if constexpr (!Plan::kBackward) {
-        if (call_.residual) add_residual(v, j, column);
-      }
-      if (direct) {
-        write_floats(v, column + 16 * j);
-      } else {
-        uint32_t r[4];
-        with_half_type(call_.out_rows.dtype, [&]<class Out>() {
-#pragma unroll
-          for (int q = 0; q < 4; ++q) r[q] = ptx::pack<Out>(v[q].x, v[q].y);
-        });
-        staging_.put(j, r);
+        add(v[j], x);
       }
     }
     release();
-    if (call_.out_by_map) {
-      staging_.send(call_.out, column);
-    } else if (!direct) {
-      staging_.write(column);
-    } else {
+    if constexpr (!Plan::kBackward) {
+      if (call_.residual) add_residual(v, column);
+    }
+    if (direct()) {
+#pragma unroll
+      for (int j = 0; j < 4; ++j) write_floats(v[j], column + 16 * j);
       staging_.next();
+      return;
+    }
+    with_out_type([&]<class Out>() {
+#pragma unroll
+      for (int j = 0; j < 4; ++j) {
+        uint32_t r[4];
+#pragma unroll
+        for (int q = 0; q < 4; ++q) r[q] = ptx::pack<Out>(v[j][q].x, v[j][q].y);
+        staging_.put(j, r);
+      }
+    });
+    if (kPlain || call_.out_by_map) {
+      staging_.template send<ptx::Keep::kFirst>(call_.out, column);
+    } else {
+      staging_.write(column);
     }
   }
 
  private:
+  AIM_DEVICE bool direct() const { return !kPlain && call_.out_rows.dtype == Dtype::kFloat32; }
+  AIM_DEVICE bool residual_staged() const {
+    return !Plan::kBackward && call_.residual && (kPlain || call_.residual.dtype != Dtype::kFloat32);
+  }
+  template <class F>
+  AIM_DEVICE void with_out_type(F&& f) const {
+    if constexpr (kPlain) {
+      f.template operator()<T>();
+    } else {
+      with_half_type(call_.out_rows.dtype, f);
+    }
+  }
+
   AIM_DEVICE static void add(float2 (&v)[4], const float2 (&w)[4]) {
 #pragma unroll
     for (int q = 0; q < 4; ++q) v[q] = {v[q].x + w[q].x, v[q].y + w[q].y};
   }
 
-  AIM_DEVICE void scale(float2 (&v)[4], int column, const float (&factor)[2]) const {
-    float2 c[2];
+  AIM_DEVICE void scale(float2 (&v)[4][4], int column, const float (&factor)[2]) {
     if (call_.b2) {
-      load_columns(c, call_.b2, column, lane_);
-      add(v, {c[0], c[0], c[1], c[1]});
+      if constexpr (!kPlain) load_columns(bias_, call_.b2, column, lane_);
+#pragma unroll
+      for (int j = 0; j < 4; ++j) add(v[j], {bias_[2 * j], bias_[2 * j], bias_[2 * j + 1], bias_[2 * j + 1]});
     }
-    if (call_.wide_scale) {
+    if (!kPlain && call_.wide_scale) {
+      float2 c[8];
       load_columns(c, call_.scale, column, lane_);
 #pragma unroll
-      for (int q = 0; q < 4; ++q) v[q] = {v[q].x * c[q / 2].x, v[q].y * c[q / 2].y};
+      for (int j = 0; j < 4; ++j) {
+#pragma unroll
+        for (int q = 0; q < 4; ++q) {
+          const float2 w = c[2 * j + q / 2];
+          v[j][q] = {v[j][q].x * w.x, v[j][q].y * w.y};
+        }
+      }
     }
 #pragma unroll
-    for (int q = 0; q < 4; ++q) v[q] = {v[q].x * factor[q % 2], v[q].y * factor[q % 2]};
+    for (int j = 0; j < 4; ++j) {
+#pragma unroll
+      for (int q = 0; q < 4; ++q) v[j][q] = {v[j][q].x * factor[q % 2], v[j][q].y * factor[q % 2]};
+    }
   }
 
-  AIM_DEVICE void add_residual(float2 (&v)[4], int j, int column) const {
-    float2 w[4];
-    if (call_.residual.dtype == Dtype::kFloat32) {
+  AIM_DEVICE void add_residual(float2 (&v)[4][4], int column) const {
+    if (!residual_staged()) {
       // Four lanes read the 32 bytes of a sector.
 #pragma unroll
-      for (int q = 0; q < 4; ++q) {
-        const int at = column + 16 * j + pair_column(lane_, q);
-        w[q] = *reinterpret_cast<const float2*>(staging_.residual_row(pair_row(lane_, q)) + 4 * at);
+      for (int j = 0; j < 4; ++j) {
+        float2 w[4];
+#pragma unroll
+        for (int q = 0; q < 4; ++q) {
+          const int at = column + 16 * j + pair_column(lane_, q);
+          w[q] = *reinterpret_cast<const float2*>(staging_.residual_row(pair_row(lane_, q)) + 4 * at);
+        }
+        add(v[j], w);
       }
-    } else {
-      uint32_t r[4];
-      staging_.get(j, r);
-      with_half_type(call_.residual.dtype, [&]<class In>() {
+      return;
+    }
+    ptx::cp_async_wait<0>();
+    __syncwarp();
+    const auto add_staged = [&]<class In>() {
+#pragma unroll
+      for (int j = 0; j < 4; ++j) {
+        uint32_t r[4];
+        staging_.get(j, r);
+        float2 w[4];
 #pragma unroll
         for (int q = 0; q < 4; ++q) w[q] = {ptx::low<In>(r[q]), ptx::high<In>(r[q])};
-      });
+        add(v[j], w);
+      }
+    };
+    if constexpr (kPlain) {
+      add_staged.template operator()<T>();
+    } else {
+      with_half_type(call_.residual.dtype, add_staged);
     }
-    add(v, w);
   }
 
   // Four lanes write the 32 bytes of a sector.
@@ -159,8 +229,9 @@ class Output {
   }
 
   const RowsCall& call_;
-  Staging& staging_;
+  Staging<Plan::kTurns>& staging_;
   int lane_;
+  float2 bias_[8];  // b2 of the block's columns
 };
 
 }  // namespace aim_fast::cuda::hopper

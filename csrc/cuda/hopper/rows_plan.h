@@ -1,7 +1,7 @@
 // The compile-time half of a row kernel's plan: how a CTA's shared memory and registers are shared out.
 //
 //     stages     [input rows | weights, or z of the backward], a ring that TMA fills
-//     staging    two tiles of 64 rows by 64 columns a consumer: rows on their way out, a residual, fp32 rows rounded
+//     staging    tiles of 64 rows by 64 columns for each consumer: rows on their way out, a residual, fp32 rows rounded
 //     addresses  of the result's and the residual's rows, where those have no tensor map
 //     barriers   full and empty, one of each a stage
 #pragma once
@@ -12,13 +12,13 @@
 
 namespace aim_fast::cuda::hopper {
 
-template <class T_, int H_, bool kBackward_, bool kFloatInput_, int kConsumers_>
+template <class T_, int H_, bool kBackward_, bool kFloatInput_>
 struct RowsPlan {
   using T = T_;
   static constexpr int H = H_;
   static constexpr bool kBackward = kBackward_;
   static constexpr bool kFloatInput = kFloatInput_;  // x or dy in fp32: two boxes of 32 columns a consumer
-  static constexpr int kConsumers = kConsumers_;     // at most; a launch may have fewer
+  static constexpr int kConsumers = 2;               // at most; a launch may have fewer
   static constexpr int kThreads = 128 * (kConsumers + 1);
 
   static constexpr int kChunks = H / kColumns;
@@ -27,12 +27,13 @@ struct RowsPlan {
   // K1's tiles of z come where the weights of other steps are, so that the input rows beside them survive.
   static constexpr int kOtherBytes = kBackward ? std::max(kWeightBytes, kConsumers* kTileBytes) : kWeightBytes;
   static constexpr int kStageBytes = kConsumers * kInputBytes + kOtherBytes;
-  static constexpr int kStagingBytes = kConsumers * 2 * kTileBytes;
+  static constexpr int kTurns = kFloatInput ? 2 : 1;  // a group's warps may be a step apart when they round
+  static constexpr int kStagingBytes = kConsumers * kTurns * kTileBytes;
   static constexpr int kAddressBytes = kConsumers * kGroupRows * 2 * 8;
   static constexpr int kSharedLimit = 227 << 10;
-  // Four cover the latency of DRAM with room to spare (ROWS.md); wide hidden blocks, fp32 rows and three consumers
-  // leave fewer.
-  static constexpr int kStages = std::min(4, (kSharedLimit - kStagingBytes - kAddressBytes - 4 * 16) / kStageBytes);
+  static constexpr int kMaxStages = 6;
+  static constexpr int kStages =
+      std::min(kMaxStages, (kSharedLimit - kStagingBytes - kAddressBytes - kMaxStages * 16) / kStageBytes);
 
   static constexpr int kStaging = kStages * kStageBytes;
   static constexpr int kAddresses = kStaging + kStagingBytes;
@@ -40,16 +41,18 @@ struct RowsPlan {
   static constexpr int kEmpty = kFull + 8 * kStages;
   static constexpr int kSharedBytes = kEmpty + 8 * kStages;
 
+  // One branch over all activations for a whole block, so that its instructions come one after the other: with one for
+  // every eight values the forward takes 1.2 times as long (H200, D = 768, H = 192). Wider ones would spill registers.
+  static constexpr bool kOneBranch = H < 256 || (H == 256 && (kBackward || !kFloatInput));
+
   // What setmaxnreg gives each role.
-  static constexpr int kRegisters = kConsumers == 3 ? 160 : 232;
-  static constexpr int kProducerRegisters = kConsumers == 3 ? 32 : 40;
+  static constexpr int kRegisters = 232, kProducerRegisters = 40;
 
   static_assert(H % kColumns == 0 && H <= 320, "the hidden block is at most 160 accumulators a thread");
   static_assert(kStages >= 2, "the producer has to run ahead of the consumers");
   static_assert(kStageBytes % 1024 == 0 && kStaging % 1024 == 0, "the swizzle repeats every 1024 bytes");
   // The pool is what the launch allocated, 65536 registers in units of 8 a thread; more would be waited for for ever.
   static_assert(kConsumers * kRegisters + kProducerRegisters <= (kConsumers + 1) * (65536 / kThreads / 8 * 8));
-  static_assert(kConsumers < 3 || H <= 192, "ptxas takes no m64n256 at 128 registers a thread (C7602)");
 };
 
 }  // namespace aim_fast::cuda::hopper

@@ -8,6 +8,8 @@ namespace aim_fast::cuda::hopper {
 
 template <class Plan>
 class Producer {
+  static constexpr ptx::Keep kWeights = ptx::Keep::kLast;
+
  public:
   AIM_DEVICE Producer(const RowsCall& call, uint32_t shared) : call_(call), ring_{shared} {}
 
@@ -17,13 +19,12 @@ class Producer {
       const Item item = item_of(call_, i);
       first_product(item);
       if constexpr (Plan::kBackward) hidden(item);
-      if (item.count) second_product(item, i + item_stride(call_));
+      if (item.count) second_product(item);
     }
   }
 
  private:
   AIM_DEVICE void first_product(const Item& item) {
-    const int half = call_.steps / 2;
 #pragma unroll 1
     for (int k = 0; k < call_.steps; ++k) {
       take(call_.grid.consumers * Plan::kInputBytes + Plan::kWeightBytes);
@@ -34,8 +35,6 @@ class Producer {
         weights_1(k);
       }
       ring_.advance();
-      // The other half of the rows on its way into L2, so that DRAM has work while the second product runs.
-      if (k < half) prefetch_input(item.row, half + k);
     }
   }
 
@@ -52,9 +51,7 @@ class Producer {
     }
   }
 
-  AIM_DEVICE void second_product(const Item& item, int next) {
-    const bool more = next < call_.items;
-    const uint32_t next_row = more ? item_of(call_, next).row : 0;
+  AIM_DEVICE void second_product(const Item& item) {
 #pragma unroll 1
     for (int i = 0; i < item.count; ++i) {
       const int column = column_of<Plan>(call_, item, i);
@@ -65,9 +62,8 @@ class Producer {
       } else {
         weights_2(column);
       }
-      if (again) input(item, column);
+      if (again) input<ptx::Keep::kFirst>(item, column);
       ring_.advance();
-      if (more && i % 2 == 0) prefetch_input(next_row, i / 2);
     }
   }
 
@@ -77,14 +73,16 @@ class Producer {
     ptx::mbarrier_expect(ring_.full(ring_.stage), bytes);
   }
 
+  template <ptx::Keep kKeep = ptx::Keep::kNormal>
   AIM_DEVICE void input(const Item& item, int column) {
     const uint32_t to = ring_.input(ring_.stage), full = ring_.full(ring_.stage);
 #pragma unroll 1
     for (int group = 0; group < call_.grid.consumers; ++group) {
       const int row = item.row + group * kGroupRows;
-      ptx::tma_load(to + group * Plan::kInputBytes, &call_.input, full, column * kColumns, row);
+      ptx::tma_load<kKeep>(to + group * Plan::kInputBytes, &call_.input, full, column * kColumns, row);
       if constexpr (Plan::kFloatInput) {
-        ptx::tma_load(to + group * Plan::kInputBytes + kTileBytes, &call_.input, full, column * kColumns + 32, row);
+        ptx::tma_load<kKeep>(to + group * Plan::kInputBytes + kTileBytes, &call_.input, full, column * kColumns + 32,
+                             row);
       }
     }
   }
@@ -116,19 +114,9 @@ class Producer {
   AIM_DEVICE void weights(int offset, const ptx::TensorMap& map, int x, int y) {
     const uint32_t to = ring_.other(ring_.stage) + offset, full = ring_.full(ring_.stage);
     if (call_.grid.cluster == 2) {
-      ptx::tma_load_multicast(to, &map, full, x, y, 3);
+      ptx::tma_load_multicast<kWeights>(to, &map, full, x, y, 3);
     } else {
-      ptx::tma_load(to, &map, full, x, y);
-    }
-  }
-
-  AIM_DEVICE void prefetch_input(uint32_t row, int column) {
-#pragma unroll 1
-    for (int group = 0; group < call_.grid.consumers; ++group) {
-      ptx::tma_prefetch(&call_.input, column * kColumns, row + group * kGroupRows);
-      if constexpr (Plan::kFloatInput) {
-        ptx::tma_prefetch(&call_.input, column * kColumns + 32, row + group * kGroupRows);
-      }
+      ptx::tma_load<kWeights>(to, &map, full, x, y);
     }
   }
 

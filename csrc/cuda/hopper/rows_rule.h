@@ -10,18 +10,14 @@ namespace aim_fast::cuda::hopper {
 
 struct RowsSize {
   int64_t M, D, H;
-  bool float_input;
   bool second;  // y or dx is wanted
   int sms;
 };
 
-// 0  two consumers, cluster of two     256 rows share a reading of the weights
-// 1  three consumers, cluster of two   384 rows; where H and the dtype leave the registers and the stages, else as 0
-// 2  two consumers                     128 rows
-// 3  one consumer, columns in parts    64 rows, for calls that would leave multiprocessors idle
-constexpr int kRowsPlans = 4;
-
-constexpr bool has_three_consumers(int64_t H, bool float_input) { return H == 192 && !float_input; }
+// 0  two consumers, cluster of two    256 rows share a reading of the weights
+// 1  two consumers                    128 rows
+// 2  one consumer, columns in parts   64 rows, for calls that would leave multiprocessors idle
+constexpr int kRowsPlans = 3;
 
 constexpr int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
@@ -45,9 +41,7 @@ constexpr int64_t rows_cost(const RowsSize& size, const RowsGrid& grid) {
 }
 
 constexpr RowsGrid rows_grid(const RowsSize& size, int plan) {
-  if (plan == 1 && has_three_consumers(size.H, size.float_input)) return {3, 2, 1};
-  if (plan < 2) return {2, 2, 1};
-  if (plan == 2) return {2, 1, 1};
+  if (plan < 2) return {2, 2 - plan, 1};
   RowsGrid best{1, 1, 1};
   const int parts = size.second ? static_cast<int>(size.D / kColumns) : 1;
   for (RowsGrid grid = best; grid.parts <= parts; ++grid.parts) {

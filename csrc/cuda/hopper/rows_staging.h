@@ -14,6 +14,7 @@ AIM_DEVICE uint32_t fragment(int lane, int j) {
   return row * 128 + ((chunk ^ (row & 7)) << 4);
 }
 
+template <int kTurns>
 class Staging {
  public:
   // buffers: this warp's first, kTileBytes before its second; addresses: [2, 16], of the result's rows and of the
@@ -34,10 +35,9 @@ class Staging {
   AIM_DEVICE const char* residual_row(int row) const { return addresses_[kWarpRows + row]; }
   AIM_DEVICE bool inside(int row) const { return row_ + row < M_; }
 
-  // Waits until the buffer whose turn it is has left, or with kBoth the other one too.
-  template <bool kBoth = false>
+  // Waits until the buffer whose turn it is has left.
   AIM_DEVICE void acquire() {
-    if (lane_ == 0) ptx::bulk_wait_read<kBoth ? 0 : 1>();
+    if (lane_ == 0) ptx::bulk_wait_read<kTurns - 1>();
     __syncwarp();
   }
   AIM_DEVICE void put(int j, const uint32_t (&r)[4]) {
@@ -49,14 +49,15 @@ class Staging {
   // The turn passes, and what was sent in it becomes a group; an empty one too, as `acquire` counts one to each turn.
   AIM_DEVICE void next() {
     if (lane_ == 0) ptx::bulk_commit();
-    turn_ ^= kTileBytes;
+    if constexpr (kTurns == 2) turn_ ^= kTileBytes;
   }
 
   // Sends the block to this column by TMA, which leaves out rows beyond the last.
+  template <ptx::Keep kKeep = ptx::Keep::kNormal>
   AIM_DEVICE void send(const ptx::TensorMap& map, int column) {
     ptx::fence_proxy_async();
     __syncwarp();
-    if (lane_ == 0) ptx::tma_store(&map, address(), column, row_);
+    if (lane_ == 0) ptx::tma_store<kKeep>(&map, address(), column, row_);
     next();
   }
 
@@ -72,13 +73,12 @@ class Staging {
     next();
   }
 
-  // Begins to fetch a block of a residual of 16-bit elements into the buffer `ahead` turns from now.
-  AIM_DEVICE void fetch_residual(int column, int ahead) {
+  // Begins to fetch a block of a residual of 16-bit elements into the buffer whose turn it is.
+  AIM_DEVICE void fetch_residual(int column) {
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
       const int row = 4 * i + lane_ / 8;
-      ptx::cp_async_16(buffers_ + (turn_ ^ ahead * kTileBytes) + swizzled(row),
-                       residual_row(row) + 2 * column + lane_ % 8 * 16);
+      ptx::cp_async_16(buffers_ + turn_ + swizzled(row), residual_row(row) + 2 * column + lane_ % 8 * 16);
     }
     ptx::cp_async_commit();
   }

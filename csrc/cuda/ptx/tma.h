@@ -5,14 +5,30 @@
 
 namespace aim_fast::ptx {
 
+// How long L2 is to keep what a copy passes through it.
+enum class Keep { kNormal, kFirst, kLast };  // evicted in its turn, first, last
+
+#ifdef __CUDACC__
+// The text of an instruction with a policy: createpolicy, and the cache hint.
+#define AIM_WITH_POLICY(PRIORITY, INSTRUCTION, OPERANDS)                                        \
+  "{.reg .b64 policy;\ncreatepolicy.fractional.L2::" PRIORITY ".b64 policy, 1.0;\n" INSTRUCTION \
+  ".L2::cache_hint " OPERANDS ", policy;}"
+#define AIM_KEPT(KEEP, INSTRUCTION, OPERANDS, ...)                                               \
+  if constexpr (KEEP == Keep::kFirst) {                                                          \
+    asm volatile(AIM_WITH_POLICY("evict_first", INSTRUCTION, OPERANDS)::__VA_ARGS__ : "memory"); \
+  } else if constexpr (KEEP == Keep::kLast) {                                                    \
+    asm volatile(AIM_WITH_POLICY("evict_last", INSTRUCTION, OPERANDS)::__VA_ARGS__ : "memory");  \
+  } else {                                                                                       \
+    asm volatile(INSTRUCTION " " OPERANDS ";" ::__VA_ARGS__ : "memory");                         \
+  }
+#endif
+
 // cp.async.bulk.tensor: loads a box; its bytes count for `barrier`, whose phase must expect them.
+template <Keep kKeep = Keep::kNormal>
 AIM_DEVICE void tma_load(uint32_t dst, const TensorMap* map, uint32_t barrier, int x, int y) {
 #ifdef __CUDACC__
-  asm volatile(
-      "cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1, {%3, %4}], [%2];" ::"r"(
-          dst),
-      "l"(map), "r"(barrier), "r"(x), "r"(y)
-      : "memory");
+  AIM_KEPT(kKeep, "cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes",
+           "[%0], [%1, {%3, %4}], [%2]", "r"(dst), "l"(map), "r"(barrier), "r"(x), "r"(y))
 #else
   emu::issue_tma_load(dst, map, barrier, x, y);
 #endif
@@ -20,33 +36,24 @@ AIM_DEVICE void tma_load(uint32_t dst, const TensorMap* map, uint32_t barrier, i
 
 // cp.async.bulk.tensor.multicast::cluster: the same into every CTA of `mask`, at the same offset there, its bytes
 // counting for each one's own barrier.
+template <Keep kKeep = Keep::kNormal>
 AIM_DEVICE void tma_load_multicast(uint32_t dst, const TensorMap* map, uint32_t barrier, int x, int y, uint16_t mask) {
 #ifdef __CUDACC__
-  asm volatile(
-      "cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes.multicast::cluster [%0], [%1, {%3, "
-      "%4}], [%2], %5;" ::"r"(dst),
-      "l"(map), "r"(barrier), "r"(x), "r"(y), "h"(mask)
-      : "memory");
+  AIM_KEPT(kKeep, "cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes.multicast::cluster",
+           "[%0], [%1, {%3, %4}], [%2], %5", "r"(dst), "l"(map), "r"(barrier), "r"(x), "r"(y), "h"(mask))
 #else
   emu::issue_tma_multicast(dst, map, barrier, x, y, mask);
 #endif
 }
 
 // cp.async.bulk.tensor, to global: stores a box. Ordinary writes to src need fence_proxy_async and a barrier before.
+template <Keep kKeep = Keep::kNormal>
 AIM_DEVICE void tma_store(const TensorMap* map, uint32_t src, int x, int y) {
 #ifdef __CUDACC__
-  asm volatile("cp.async.bulk.tensor.2d.global.shared::cta.bulk_group [%0, {%2, %3}], [%1];" ::"l"(map), "r"(src),
-               "r"(x), "r"(y)
-               : "memory");
+  AIM_KEPT(kKeep, "cp.async.bulk.tensor.2d.global.shared::cta.bulk_group", "[%0, {%2, %3}], [%1]", "l"(map), "r"(src),
+           "r"(x), "r"(y))
 #else
   emu::issue_tma_store(map, src, x, y);
-#endif
-}
-
-// cp.async.bulk.prefetch.tensor: a box to L2.
-AIM_DEVICE void tma_prefetch([[maybe_unused]] const TensorMap* map, [[maybe_unused]] int x, [[maybe_unused]] int y) {
-#ifdef __CUDACC__
-  asm volatile("cp.async.bulk.prefetch.tensor.2d.L2.global.tile [%0, {%1, %2}];" ::"l"(map), "r"(x), "r"(y) : "memory");
 #endif
 }
 
