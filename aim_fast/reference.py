@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -112,6 +113,11 @@ class _Linear(torch.autograd.Function):
             )
 
 
+def _all_to(dtype: torch.dtype, *tensors: Tensor | None) -> list[Any]:
+    """The tensors in a dtype; `Tensor.to` of the dtype that a tensor has takes as long as all else here."""
+    return [t if t is None or t.dtype is dtype else t.to(dtype) for t in tensors]
+
+
 # `_Linear.apply` without its binding of the arguments, outside functorch transforms and what is traced.
 _linear = super(torch.autograd.Function, _Linear).apply
 
@@ -135,10 +141,12 @@ def composition(
     `dtype` is the compute dtype (default: the promotion of x and the weights). Every step rounds to it.
     """
     dtype = dtype or promoted(x, w1, b1, w2, b2)
-    linear = F.linear if transformed() else _Linear.apply if torch.compiler.is_compiling() else _linear
+    linear = F.linear
+    if torch.is_grad_enabled() and not transformed():
+        linear = _Linear.apply if torch.compiler.is_compiling() else _linear
     with no_autocast(x.device.type):
-        z = linear(x.to(dtype), w1.to(dtype), None if b1 is None else b1.to(dtype))
-        y = linear(activate(z, activation), w2.to(dtype), None if b2 is None else b2.to(dtype))
+        z = linear(*_all_to(dtype, x, w1, b1))
+        y = linear(*_all_to(dtype, activate(z, activation), w2, b2))
         if isinstance(scale, Tensor):
             y = y * scale.to(dtype)
         elif scale != 1.0:

@@ -96,7 +96,10 @@ _KERNELS = (
     ("ampere_sums_without_row_scale", _AMPERE_COLUMNS, "sum.x = fmaf(ptx::low<T>(both), scale, sum.x);", "sum.x = fmaf(ptx::low<T>(both), 1.f, sum.x);"),
     # All of them.
     ("activation_coefficient", _ACTIVATION, "-0.254989764f", "-0.25f"),
-    ("activation_slope", _ACTIVATION, "dh *= fmaf(z, density, law);", "dh *= law;"),
+    ("activation_slope", _ACTIVATION, "dh *= fmaf(z, normal_density(z), law);", "dh *= law;"),
+    ("activation_coefficient_of_bf16", _ACTIVATION, "0.1070991307f", "0.11f"),
+    ("rows_one_turn_of_the_activations", _CONSUMER, "through_activation(z, hidden, item, [](auto&... values) { pass<A>(values...); });",
+     "through_activation(z, hidden, item, [](auto&... values) { pass<Activation::kGelu>(values...); });"),
     ("activation_quick_gelu", _ACTIVATION, "1.702f", "1.7f"),
 )
 _OF_THE_EMULATOR = (
