@@ -23,13 +23,16 @@ H100 = Gpu("NVIDIA H100 80GB HBM3", (9, 0), 132)
 MODES = {"fp32": ("ieee", 4, 4, 4, 4), "half": ("half", 2, 2, 2, 2), "amp": ("amp", 4, 4, 2, 2)}
 HEAD = """# Estimate, not a measurement
 
-Nobody has run these kernels on a GPU yet. The times below are arithmetic for an H100 (132 SMs), written by
-`python benchmarks/estimate.py` from `kernels/estimate.py`: bytes from DRAM and, with the weights that every program
-reads anew, from L2; FLOP; and how far the last wave of programs fills the GPU. They are there to be held against the
-first measurement.
+The times below are arithmetic for an H100 (132 SMs), written by `python benchmarks/estimate.py` from
+`kernels/estimate.py`: bytes from DRAM and, with the weights that every program reads anew, from L2; FLOP; and how far
+the last wave of programs fills the GPU. Two of the constants were set after the first forwards on an H200, in bf16:
+L2's rate, with which ten of fifteen of Triton's come to 0.97 to 1.05 of what was measured and the others to 0.6 to
+1.35; and eager's share of the copy rate, with which thirteen come to 0.8 to 1.02. Train steps took up to 1.55 times
+what is said here.
 
 - Ceilings: copy {copy:.1f} TB/s, L2 {l2:.1f} TB/s, {half:.0f} TFLOP/s in bf16, {ieee:.0f} in fp32 ({source}).
-- Assumed shares of the product rate: cuBLAS {cublas:.0%}, Triton {triton:.0%}, Triton in fp32 {triton_ieee:.0%}.
+- Shares: of the product rate, assumed, cuBLAS {cublas:.0%}, Triton {triton:.0%}, Triton in fp32 {triton_ieee:.0%};
+  of the copy rate, PyTorch's kernels {pytorch_copy:.0%}.
 - Assumed times: {gap:.0f} us between kernels; on the host {op:.0f} us an operation of PyTorch, {launch:.0f} us a launch
   of Triton.
 
@@ -98,6 +101,7 @@ def page() -> str:
         cublas=estimate.CUBLAS,
         triton=estimate.TRITON,
         triton_ieee=estimate.TRITON_IEEE,
+        pytorch_copy=estimate.PYTORCH_COPY,
         gap=estimate.GAP * 1e6,
         op=estimate.HOST_OP * 1e6,
         launch=estimate.HOST_LAUNCH * 1e6,

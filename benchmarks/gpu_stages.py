@@ -131,6 +131,17 @@ def sanitizer(tool: str) -> Callable[[Machine, float], Outcome]:
     return run
 
 
+def tune(machine: Machine, seconds: float) -> Outcome:
+    """`python -m aim_fast tune` of the CUDA kernels, which need no compiling; the next stages go by its table."""
+    if "cuda" not in kernels(machine.device)[0]:
+        return Outcome("left out", f"no CUDA kernels for {machine.device} tensors here")
+    folder = {"AIM_FAST_CACHE": str(ROOT / "build/gpu-check")}
+    done = python(["-m", "aim_fast", "tune", "--backends", "cuda", "--loads", "half", "amp"], seconds, folder)
+    if not done.status:
+        os.environ.update(folder)
+    return judged(done, False, done.last_line)
+
+
 def host(machine: Machine, seconds: float) -> Outcome:
     """Host time of a call on one row."""
     each = min(1.0, seconds / 40) if machine.gpu else 0.01
@@ -181,6 +192,7 @@ STAGES = {
     "suite": Stage("the numeric tests on the device", 120, suite, needs_gpu=True),
     "memcheck": Stage("compute-sanitizer memcheck on small cases", 30, sanitizer("memcheck"), needs_gpu=True),
     "racecheck": Stage("compute-sanitizer racecheck on small cases", 30, sanitizer("racecheck"), needs_gpu=True),
+    "tune": Stage("the plans of the CUDA kernels, measured", 60, tune, needs_gpu=True),
     "host": Stage("host time of a call on one row", 20, host),
     "workloads": Stage("every workload and dtype beside eager", 130, workloads(*_ALL, "--rivals", "eager")),
     "ncu": Stage("what each kernel takes of DRAM, L2 and tensor cores", 40, gpu_counters.stage, needs_gpu=True),

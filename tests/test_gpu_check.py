@@ -110,10 +110,29 @@ def test_checks_go_to_every_kernel_of_the_device(commands: dict[str, Any]) -> No
     assert (outcome.status, outcome.text) == ("passed", "triton: 40 checks, 0 failed; cuda: 40 checks, 0 failed")
     (_, _), *runs = [(command, environment) for command, environment, _ in commands["seen"]]
     for (command, environment), backend in zip(runs, ("triton", "cuda"), strict=True):
-        assert "numeric repeat graph --within 21" in command
+        assert "thread numeric repeat graph --within 21" in command
         assert environment["AIM_FAST_TEST_DEVICE"] == "cuda"
         assert environment["AIM_FAST_TEST_BACKEND"] == backend
         assert environment["PYTHONPATH"].split(os.pathsep)[0] == str(ROOT)
+
+
+@pytest.mark.parametrize("status", [0, 1])
+def test_what_follows_goes_by_the_tuned_table(
+    commands: dict[str, Any], status: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AIM_FAST_CACHE", "mine")
+    commands["kernels"] = Done(0, '["cuda"]', 1.0, False)
+    commands["answers"] = {"aim_fast tune": Done(status, "written to FILE\n", 1.0, False)}
+    outcome = gpu_stages.tune(H100, 60.0)
+    assert outcome.status == ("failed" if status else "passed")
+    _, (command, environment, seconds) = commands["seen"]
+    assert command.endswith("-m aim_fast tune --backends cuda --loads half amp")
+    assert seconds == 60.0
+    assert os.environ["AIM_FAST_CACHE"] == ("mine" if status else environment["AIM_FAST_CACHE"])
+
+
+def test_nothing_is_tuned_without_cuda_kernels(commands: dict[str, Any]) -> None:
+    assert gpu_stages.tune(H100, 60.0).status == "left out"
 
 
 @pytest.mark.parametrize(

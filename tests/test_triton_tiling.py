@@ -154,12 +154,12 @@ def test_split_and_waves_cost_what_they_do() -> None:
     assert two.flop == 1.5 * one.flop  # z is computed for each span
     assert two.programs == 2 * one.programs
     assert estimate.filled(H100, one) == pytest.approx(3 * 132 / 394)
-    assert estimate.seconds(H100, HALF, one) > max(one.dram / 3.0e12, one.l2 / 5.5e12)
+    assert estimate.seconds(H100, HALF, one) > max(one.dram / 3.0e12, one.l2 / 4.0e12)
 
 
 def test_estimates_grow_with_the_work() -> None:
     for train in (False, True):
-        times = [estimate.estimate(H100, HALF._replace(M=M), train=train) for M in (1, 1000, 10000, 100000)]
+        times = [estimate.estimate(H100, HALF._replace(M=M, skip=True), train=train) for M in (1, 1000, 10000, 100000)]
         assert all(a.eager <= b.eager and a.fused <= b.fused for a, b in itertools.pairwise(times))
         assert times[-1].fused < times[-1].eager
         assert times[0].fused > times[0].eager  # the host of a launch

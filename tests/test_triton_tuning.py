@@ -18,7 +18,7 @@ from aim_fast.tune import Shape
 
 GPU = Gpu("NVIDIA H100 80GB HBM3", (9, 0), 132)
 SHAPE = Shape("half", 12608, 768, 192)
-CASE = Case(12608, 768, 192, "half", 2, 2, 2, 2)
+CASE = Case(12608, 768, 192, "half", 2, 2, 2, 2, skip=True)
 
 
 @pytest.fixture(autouse=True)
