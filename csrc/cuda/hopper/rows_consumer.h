@@ -75,8 +75,7 @@ class Consumer {
     for (int k = 0; k < call_.steps; ++k) {
       ring_.wait_full();
       first_step(z, Plan::kFloatInput ? rounded_input(k, keep_dy) : input_tile());
-      // No step is begun before the last has ended: the other consumers multiply meanwhile, and the ring has more
-      // ahead.
+      // No step is begun before the last has ended: the other consumer multiplies meanwhile.
       ptx::wgmma_wait<0>();
       release(ring_.stage);
       ring_.advance();

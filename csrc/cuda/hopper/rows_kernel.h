@@ -9,7 +9,7 @@
 // Flow      a producer thread streams 64 columns of rows and weights a step through a ring in shared memory, by TMA
 //           1. per step: z += x_tile w1_tile^T               wgmma, accumulators [64, H]
 //           2. hidden = act(z), rounded once                 registers, the second product's operand
-//           3. per step: y_tile = hidden w2_tile^T + ...     wgmma, two accumulators [64, 64] in turn
+//           3. per step: y_tile = hidden w2_tile^T + ...     wgmma, an accumulator [64, 64]
 //           K1 reads the same tiles: w2 first, then w1, each transposed by wgmma (MN-major)
 // Memory    ROWS.md
 // Rounding  hidden, y; K1: dz, dx. z as stored is rounded, act takes it unrounded
