@@ -46,6 +46,8 @@ help: ## list the targets
 	@# torch's CUDA builds bring the Triton that they need; no other one then.
 	extras=dev$$($(BIN)/python -c 'import triton' 2>/dev/null || echo ,test-triton); \
 	AIM_FAST_BUILD=none $(BIN)/pip install -q --no-build-isolation -e ".[$$extras]"
+	@# That takes away the library, which whatever needs no build would then leave missing.
+	if [ -d build/native ]; then $(BIN)/python setup.py -q build_ext --inplace; fi
 	$(BIN)/pip install -q --no-deps $(TIMM)
 	@touch $@
 
