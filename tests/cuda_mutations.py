@@ -22,7 +22,6 @@ _KERNELS = (
     ("rows_first_product_not_waited_for", _CONSUMER,
      "      ptx::wgmma_wait<0>();\n      release(ring_.stage);", "      release(ring_.stage);"),
     ("rows_rounded_without_a_fence", _CONSUMER, "      ptx::fence_proxy_async();\n      staging_.next();", "      staging_.next();"),
-    ("rows_rounded_over_the_step_before", "csrc/cuda/hopper/rows_plan.h", "kTurns = kFloatInput ? 2 : 1;", "kTurns = 1;"),
     ("rows_no_wgmma_fence", _CONSUMER, "    ptx::wgmma_fence();\n#pragma unroll\n    for (int k = 0; k < 4; ++k) {",
      "#pragma unroll\n    for (int k = 0; k < 4; ++k) {"),
     ("rows_k_step_of_a_k_major_tile", _CONSUMER, "ptx::descriptor_k_major(weights) + 2 * k;", "ptx::descriptor_k_major(weights) + 4 * k;"),
