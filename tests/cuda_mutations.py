@@ -97,7 +97,7 @@ _KERNELS = (
     ("activation_coefficient", _ACTIVATION, "-0.254989764f", "-0.25f"),
     ("activation_slope", _ACTIVATION, "dh *= fmaf(z, normal_density(z), law);", "dh *= law;"),
     ("activation_coefficient_of_bf16", _ACTIVATION, "0.1070991307f", "0.11f"),
-    ("rows_one_turn_of_the_activations", _CONSUMER, "through_activation(z, hidden, item, [](auto&... values) { pass<A>(values...); });",
+    ("rows_every_activation_is_gelu", _CONSUMER, "through_activation(z, hidden, item, [](auto&... values) { pass<A>(values...); });",
      "through_activation(z, hidden, item, [](auto&... values) { pass<Activation::kGelu>(values...); });"),
     ("activation_quick_gelu", _ACTIVATION, "1.702f", "1.7f"),
 )

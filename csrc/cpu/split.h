@@ -2,9 +2,8 @@
 //
 //     v = v0 + v1 [+ v2]     v0: the upper half of v's bits; v1: what is left, rounded; v2: what is left then
 //
-// Exact      three parts hold every float, 3 x 8 bits; two parts every half float, 11 of 16 bits, and 16 bits of dz,
-// which
-//            nobody rounds to fp16
+// Exact      three parts hold every float, 3 x 8 bits; two parts every half float, 11 of 16 bits; of dz,
+//            which nobody rounds to fp16, they hold 16 bits
 // Products   all of a_i b_j with i + j < 3, summed in fp32: what is left out is under 2^-22 |a b|, of either sign, and
 //            2^-25 on the average; a product in fp32 is rounded by 2^-24
 // Range      NaN and inf are v0 alone: a sum that meets inf may be NaN (inf times a part that is zero or of the other

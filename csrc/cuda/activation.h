@@ -1,8 +1,8 @@
 // act(z) and act'(z) in registers, for every activation, to be rounded to T; the formulas are those of
 // kernels/activation.py but for the GELU's.
 //
-// Which one it is is known at run time: one branch, the same for the whole grid. Each derivative shares the exponential
-// of its function. NaN and inf go through as in the formulas that PyTorch uses.
+// Which one it is is known at run time: one branch, the same for the whole grid. Each derivative but that of the GELU
+// in bf16 shares the exponential of its function. NaN and inf go through as in the formulas that PyTorch uses.
 #pragma once
 
 #include "common/params.h"
@@ -13,7 +13,7 @@ namespace aim_fast::cuda {
 AIM_DEVICE float normal_density(float z) { return 0.3989422804014327f * ptx::exp2(z * z * -0.7213475204444817f); }
 
 // Distribution function of the normal law. In the dtype that it is rounded to, z times it is within a tenth of a unit
-// in the last place.
+// in the last place, of 2^-14 where it is less than that.
 template <class T>
 AIM_DEVICE float normal_law(float z) {
   if constexpr (std::is_same_v<T, ptx::BFloat16>) {

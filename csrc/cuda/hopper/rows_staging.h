@@ -1,6 +1,6 @@
-// A consumer warp's two buffers of 16 rows by 64 columns in shared memory, in the layout of the 128-byte swizzle: what
-// it writes leaves through them, and a residual's rows come in through them. Those of a group's warps that have the
-// same turn are one tile of 64 rows, which wgmma can read.
+// A consumer warp's one or two buffers of 16 rows by 64 columns in shared memory, in the layout of the 128-byte
+// swizzle: what it writes leaves through them, and a residual's rows come in through them. Those of a group's warps
+// that have the same turn are one tile of 64 rows, which wgmma can read.
 #pragma once
 
 #include "cuda/hopper/rows_plan.h"
@@ -17,8 +17,8 @@ AIM_DEVICE uint32_t fragment(int lane, int j) {
 template <int kTurns>
 class Staging {
  public:
-  // buffers: this warp's first, kTileBytes before its second; addresses: [2, 16], of the result's rows and of the
-  // residual's.
+  // buffers: this warp's first, kTileBytes before its second if there are two turns; addresses: [2, 16], of the
+  // result's rows and of the residual's.
   AIM_DEVICE Staging(uint8_t* buffers, char** addresses, int lane)
       : buffers_(buffers), addresses_(addresses), lane_(lane) {}
 
