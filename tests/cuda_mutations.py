@@ -90,7 +90,9 @@ _KERNELS = (
     ("ampere_parts_overlap", _AMPERE_RING, "first_group = static_cast<int>(blockIdx.y) * part;", "first_group = static_cast<int>(blockIdx.y) * (part - 1);"),
     ("ampere_fragment_columns", _TILES, "column / kChunk + lane / 16));", "column / kChunk + lane / 8 % 2));"),
     ("ampere_b1_of_another_column", _FORWARD, "(i % 2 ? bias.y : bias.x)", "(i % 2 ? bias.x : bias.y)"),
-    ("ampere_factor_of_another_row", _BACKWARD, "* factor[i % 4 / 2];", "* factor[i % 2];"),
+    ("ampere_factor_of_another_row", _BACKWARD, "* factor[i % 4 / 2] :", "* factor[i % 2] :"),
+    ("ampere_padding_of_hidden", _FORWARD, "own < call.H ? sums", "true ? sums"),
+    ("ampere_padding_of_dz", _BACKWARD, "column + i / 4 * 8 < call.H ?", "true ?"),
     ("ampere_range_one_short", _AMPERE_COLUMNS, "to = from + call.range;", "to = from + call.range - 1;"),
     ("ampere_sums_without_row_scale", _AMPERE_COLUMNS, "sum.x = fmaf(ptx::low<T>(both), scale, sum.x);", "sum.x = fmaf(ptx::low<T>(both), 1.f, sum.x);"),
     # All of them.

@@ -30,8 +30,10 @@ AIM_DEVICE void make_hidden(const RowsTile<T, kHidden, false>& tile, const float
         const int own = column + j * 8 + tile.lane % 4 * 2;
         float2 bias = {0.f, 0.f};
         if (call.b1 && own < call.H) bias = load_floats(call.b1.data, call.b1.dtype, own);
+        // Beyond H the sums are NaN where x has inf, and NaN times a weight of 0 would spoil y; act(0) is 0.
 #pragma unroll
-        for (int i = 0; i < 4; ++i) z[j * 4 + i] = sums[group * 4 + j][i] + (i % 2 ? bias.y : bias.x);
+        for (int i = 0; i < 4; ++i)
+          z[j * 4 + i] = own < call.H ? sums[group * 4 + j][i] + (i % 2 ? bias.y : bias.x) : 0.f;
       }
       if (stores_z) {
         tile.to_fragments(z, fragments);
