@@ -43,9 +43,10 @@ def cuda_plans(index: int, D: int, H: int, dtype: torch.dtype, backward: bool) -
 
 @functools.lru_cache(maxsize=4096)
 def cuda_plan(index: int, load: str, dtype: torch.dtype, M: int, D: int, H: int, backward: bool) -> str:
-    """The plan of the CUDA kernels measured to be fastest, "" for their rule's; `aim_fast.tune` clears this."""
+    """The plan or family of the CUDA kernels measured to be fastest, "" for the rule's; `aim_fast.tune` clears this."""
     found = tuning.cuda_plan(gpu(index), "backward" if backward else "forward", load, M, D, H)
-    return found if found in cuda_plans(index, D, H, dtype, backward) else ""
+    plans = cuda_plans(index, D, H, dtype, backward)
+    return found if any(found in (plan, plan.split("/")[0]) for plan in plans) else ""
 
 
 def cuda_takes(tensors: Sequence[Any], dtype: torch.dtype) -> bool:

@@ -21,8 +21,9 @@ from typing import Any, NamedTuple
 from aim_fast.kernels import estimate, tiling
 from aim_fast.kernels.tiling import Gpu, Plan, Tile
 
-# Raised when the meaning of a file changes; so it is when plans of the CUDA kernels get other numbers.
-FORMAT = 3
+# Raised when the meaning of a file changes; so it is when plans of the CUDA kernels get other numbers. In format 3 the
+# times of short calls were the host's.
+FORMAT = 4
 # The tables that come with the package, named like the user's.
 SHIPPED = Path(__file__).parent / "measured"
 HERE = "this GPU"  # where the user's table was measured; a shipped one says the name
@@ -31,11 +32,11 @@ REACH = 2.0
 
 
 class Row(NamedTuple):
-    """One measured call: what was fastest of each backend, and its seconds of a forward and of a train step.
+    """One measured call: what was fastest of each backend, and its device seconds of a forward and of a train step.
 
     plans: of Triton's kernels, empty where it was not there or has no tile. cuda: of the CUDA kernels by "forward" and
-    "backward", as csrc/cuda/device.h names them, empty where they were not there or do not take the call. forward and
-    train: by the names of those backends, and always of eager.
+    "backward", as csrc/cuda/device.h names the choices ("" for their rule's), empty where they were not there or do not
+    take the call. forward and train: by the names of those backends, and always of eager.
     """
 
     M: int
@@ -95,7 +96,7 @@ def _plans(gpu: Gpu, load: str, H: int, value: Any) -> dict[str, Plan]:
 def _cuda(value: Any) -> dict[str, str]:
     """The plans of the CUDA kernels; one that the library has not is not used."""
     found = {direction: value[direction] for direction in DIRECTIONS} if value else {}
-    if wrong := [plan for plan in found.values() if not re.fullmatch(r"(ampere|hopper)/\d{1,2}", plan)]:
+    if wrong := [plan for plan in found.values() if not re.fullmatch(r"((ampere|hopper)(/\d{1,2})?)?", plan)]:
         raise ValueError(f"{wrong[0]!r} is no plan of the CUDA kernels")
     return found
 
@@ -199,7 +200,7 @@ def plan(gpu: Gpu, kernel: str, load: str, M: int, D: int, H: int, sides: int, d
 
 
 def cuda_plan(gpu: Gpu, direction: str, load: str, M: int, D: int, H: int) -> str:
-    """The plan of the CUDA kernels that was measured to be fastest; "" where none was measured."""
+    """The plan of the CUDA kernels that was measured to be fastest, or a family; "" for the rule's, and unmeasured."""
     row = nearest(gpu, load, M, D, H)
     return "" if row is None else row.cuda.get(direction, "")
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import on_cpu
 import on_cuda
-from step import Step
+from aim_fast.device_clock import Step
 
 
 @dataclass(frozen=True)

@@ -18,11 +18,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import aim_fast
+from aim_fast.device_clock import Step
 from aim_fast.routing import BACKENDS
 from aim_fast.testing import make_inputs
 from cases import CASES, Case
 from devices import DEVICES
-from step import Step
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 PASSES = ("forward", "backward", "train")

@@ -15,7 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from step import Step, best
+from aim_fast.device_clock import Step
+from step import best
 
 _COPY_BYTES = 64 << 20  # source and target together are larger than most last-level caches
 _MATMUL_SIZE = 1024

@@ -8,25 +8,21 @@ from __future__ import annotations
 import importlib.metadata
 from collections.abc import Sequence
 from functools import cache
-from time import perf_counter
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from step import Step, best
+from aim_fast import device_clock
+from aim_fast.device_clock import Step
+from step import best
 
-# Most calls in a burst: the driver's queue takes about 1024 launches, and a host that finds it full waits as well.
-_BURST = 16
-# Seconds that the device is kept waiting: for each call at first, and before a burst at most.
-_FIRST, _LONGEST = 3e-4, 0.25
-_CLOCK = 2e9  # cycles a second, roughly: how long the device did wait is measured
 _COPY_BYTES = 512 << 20  # ten times the last-level cache of an H100
 _MATMUL_SIZE = 8192
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
-_wait = _FIRST  # for each call, now: as long as the host needed lately, and some more
+_wait = device_clock.FIRST  # for each call, now: as long as the host needed lately, and some more
 
 
 def seconds(steps: Sequence[Step]) -> list[float]:
@@ -40,51 +36,9 @@ def host_seconds(steps: Sequence[Step]) -> list[float]:
 
 
 def _ahead(steps: Sequence[Step]) -> list[tuple[float, float]]:
-    """Device and host time of each call, in bursts that were queued whole before the device began with them.
-
-    A burst for which the device did not wait long enough is repeated with twice the wait. RuntimeError where that has
-    no end, as for a call that itself waits for the device.
-    """
     global _wait
-    done: list[tuple[float, float]] = []
-    while len(done) < len(steps):
-        if _wait > _LONGEST:
-            _wait = _FIRST
-            limit = f"more than {_LONGEST * 1e3:.0f} ms"
-            raise RuntimeError(f"the host takes {limit} to queue a call; expected one that does not await the device")
-        calls = steps[len(done) :][: min(_BURST, int(_LONGEST / _wait))]
-        times, host, waited = _burst(calls, _wait * len(calls))
-        if host < waited:
-            done += times
-            # Rivals take turns: the slowest should still find its wait after a round of the others.
-            _wait = max(0.99 * _wait, 1.25 * host / len(calls))
-        else:
-            _wait *= 2
-    return done
-
-
-def _burst(steps: Sequence[Step], wait: float) -> tuple[list[tuple[float, float]], float, float]:
-    """Device and host time of each call, the host's time for all of them, and how long the device waited meanwhile."""
-    events = [[torch.cuda.Event(enable_timing=True) for _ in range(2)] for _ in range(len(steps) + 1)]
-    (asleep, awake), *around = events
-    hosts = []
-    torch.cuda.synchronize()
-    begin = perf_counter()
-    asleep.record()
-    torch.cuda._sleep(int(wait * _CLOCK))
-    awake.record()
-    for one, (start, end) in zip(steps, around, strict=True):
-        state = one.prepare()
-        start.record()
-        called = perf_counter()
-        result = one.run(state)
-        hosts.append(perf_counter() - called)
-        end.record()
-        del state, result
-    host = perf_counter() - begin
-    torch.cuda.synchronize()
-    times = [start.elapsed_time(end) / 1e3 for start, end in around]
-    return list(zip(times, hosts, strict=True)), host, asleep.elapsed_time(awake) / 1e3
+    times, _wait = device_clock.queued_ahead(steps, _wait)
+    return times
 
 
 def peak_bytes(one: Step) -> int:

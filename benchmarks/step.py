@@ -1,19 +1,11 @@
-"""One call to be timed, and the best of several."""
+"""The best of several timed calls."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any
 
-
-@dataclass(frozen=True)
-class Step:
-    """One call of one pass: `prepare` is not timed, `run` is and takes what prepare gave."""
-
-    prepare: Callable[[], Any]
-    run: Callable[[Any], Any]
+from aim_fast.device_clock import Step
 
 
 def best(seconds_of: Callable[[Sequence[Step]], list[float]], call: Callable[[], object], seconds: float) -> float:

@@ -47,6 +47,7 @@ BENCHMARKS, PARTS, ON_CUDA = (
     _only("bench_parts", "cache", "turns"),
     _only("on_cuda"),
 )
+TUNING = _only("triton_tuning", "noise")
 GPU_CHECK = _only("gpu_check", "outcome", "share", "kernel", "exit")
 
 # fmt: off
@@ -186,11 +187,12 @@ _PYTHON = (
      "steps[name][_ % len(steps[name])] for _ in range(burst)", PARTS),
     ("wrong_rival_timed", "benchmarks/bench_adapter.py", "for name in [name for name in calls if wrong[name]]:",
      "for name in []:", BENCHMARKS),
-    ("prepare_timed", "benchmarks/on_cuda.py", "        state = one.prepare()\n        start.record()\n",
+    ("prepare_timed", "aim_fast/device_clock.py", "        state = one.prepare()\n        start.record()\n",
      "        start.record()\n        state = one.prepare()\n", ON_CUDA),
-    ("host_time_for_device_time", "benchmarks/on_cuda.py", "if host < waited:", "if True:", ON_CUDA),
-    ("bursts_that_fill_the_queue", "benchmarks/on_cuda.py", "_BURST = 16", "_BURST = 100", ON_CUDA),
-    ("milliseconds_for_seconds", "benchmarks/on_cuda.py", "start.elapsed_time(end) / 1e3", "start.elapsed_time(end)", ON_CUDA),
+    ("host_time_for_device_time", "aim_fast/device_clock.py", "if host < waited:", "if True:", ON_CUDA),
+    ("bursts_that_fill_the_queue", "aim_fast/device_clock.py", "BURST = 16", "BURST = 100", ON_CUDA),
+    ("milliseconds_for_seconds", "aim_fast/device_clock.py", "start.elapsed_time(end) / 1e3", "start.elapsed_time(end)", ON_CUDA),
+    ("noise_chooses", "aim_fast/tune.py", "(1 - NOISE) * times[step]", "times[step]", TUNING),
     ("peak_with_what_was_there", "benchmarks/on_cuda.py", "torch.cuda.max_memory_allocated() - before",
      "torch.cuda.max_memory_allocated()", ON_CUDA),
     ("late_stage_passes", "benchmarks/gpu_outcome.py", '"out of time" if done.late or', '"out of time" if', GPU_CHECK),

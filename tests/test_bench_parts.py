@@ -16,9 +16,9 @@ import host_cost
 import memory
 import report
 import roof
+from aim_fast.device_clock import Step
 from cases import Case
 from harness import Workload
-from step import Step
 
 
 def test_rows_compared_reach_both_ends() -> None:

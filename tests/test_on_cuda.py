@@ -2,105 +2,19 @@
 
 from __future__ import annotations
 
-from types import SimpleNamespace
-from typing import Any
-
 import pytest
 import torch
 
 import on_cuda
-from step import Step
-
-
-class PlayedGPU:
-    """Work runs in the order in which it was queued, and not before; a kernel takes its milliseconds.
-
-    The queue has room for 1024; where it is full, the host waits. `now` and `host` are the two clocks, in milliseconds.
-    """
-
-    def __init__(self) -> None:
-        self.log: list[str] = []
-        self.queue: list[tuple[Any, float]] = []
-        self.now = self.host = 0.0
-        self.clock = on_cuda._CLOCK
-        self.allocated, self.peak = 100, 100
-
-    def put(self, item: Any) -> None:
-        if len(self.queue) == 1024:
-            self.work()
-            self.host = max(self.host, self.now)
-        self.queue.append((item, self.host))
-
-    def launch(self, ms: float, host: float = 0.0) -> None:
-        self.host += host
-        self.put(ms)
-
-    def work(self) -> None:
-        item, queued = self.queue.pop(0)
-        self.now = max(self.now, queued)
-        if isinstance(item, PlayedEvent):
-            item.at = self.now
-        else:
-            self.now += item
-
-    def synchronize(self) -> None:
-        while self.queue:
-            self.work()
-        self.host = max(self.host, self.now)
-        self.log.append("synchronize")
-
-    def sleep(self, cycles: int) -> None:
-        assert isinstance(cycles, int)
-        self.log.append("sleep")
-        self.put(cycles / self.clock * 1e3)
-
-    def allocate(self, size: int) -> None:
-        self.allocated += size
-        self.peak = max(self.peak, self.allocated)
-
-    def reset(self) -> None:
-        self.peak = self.allocated
-
-
-class PlayedEvent:
-    def __init__(self, gpu: PlayedGPU, timed: bool) -> None:
-        assert timed
-        self.gpu = gpu
-        self.at: float | None = None
-
-    def record(self) -> None:
-        self.gpu.put(self)
-
-    def elapsed_time(self, end: PlayedEvent) -> float:
-        assert self.at is not None
-        assert end.at is not None
-        return end.at - self.at
+from aim_fast import device_clock
+from aim_fast.device_clock import Step
+from played_gpu import PlayedGPU, play
 
 
 @pytest.fixture
 def gpu(monkeypatch: pytest.MonkeyPatch) -> PlayedGPU:
-    played = PlayedGPU()
-    properties = SimpleNamespace(
-        name="Played", major=9, minor=0, multi_processor_count=132, total_memory=80 << 30, L2_cache_size=50 << 20
-    )
-    functions = {
-        "Event": lambda enable_timing: PlayedEvent(played, enable_timing),
-        "synchronize": played.synchronize,
-        "_sleep": played.sleep,
-        "memory_allocated": lambda: played.allocated,
-        "max_memory_allocated": lambda: played.peak,
-        "reset_peak_memory_stats": played.reset,
-        "empty_cache": lambda: None,
-        "mem_get_info": lambda: (70 << 30, 80 << 30),
-        "current_device": lambda: 0,
-        "get_device_properties": lambda device: properties,
-    }
-    for name, function in functions.items():
-        assert hasattr(torch.cuda, name), f"torch has no torch.cuda.{name} any more"
-        monkeypatch.setattr(torch.cuda, name, function)
-    monkeypatch.setattr(on_cuda, "perf_counter", lambda: played.host / 1e3)
-    monkeypatch.setattr(on_cuda, "_wait", on_cuda._FIRST)
-    return played
+    monkeypatch.setattr(on_cuda, "_wait", device_clock.FIRST)
+    return play(monkeypatch)
 
 
 def calls(gpu: PlayedGPU, number: int, ms: float = 0.05, host: float = 0.0, launches: int = 1) -> list[Step]:
@@ -121,7 +35,7 @@ def test_only_the_call_is_between_its_events(gpu: PlayedGPU) -> None:
 
 def test_the_host_gets_a_head_start_for_each_call(gpu: PlayedGPU) -> None:
     on_cuda.seconds(calls(gpu, 4, ms=0.0))
-    assert gpu.now == pytest.approx(4 * on_cuda._FIRST * 1e3)
+    assert gpu.now == pytest.approx(4 * device_clock.FIRST * 1e3)
 
 
 @pytest.mark.parametrize("number", [1, 5, 100])
@@ -137,7 +51,7 @@ def test_a_slow_host_does_not_show(gpu: PlayedGPU, number: int, host: float) -> 
 
 def test_a_device_whose_clock_is_faster(gpu: PlayedGPU) -> None:
     """How long it waited counts, not how long it should have."""
-    gpu.clock = 1.5 * on_cuda._CLOCK
+    gpu.clock = 1.5 * device_clock.CLOCK
     assert on_cuda.seconds(calls(gpu, 4, host=0.25)) == pytest.approx([5e-5] * 4)
     assert gpu.log.count("sleep") == 2
 

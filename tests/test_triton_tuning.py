@@ -75,6 +75,17 @@ def test_search_finds_the_fastest_plans(capsys: pytest.CaptureFixture[str]) -> N
     assert len(capsys.readouterr().out.splitlines()) == 2
 
 
+@pytest.mark.parametrize(("gain", "taken"), [(0.01, ""), (0.03, "hopper/1")])
+def test_noise_chooses_no_plan(gain: float, taken: str) -> None:
+    """A later plan has to be clearly faster than the one that holds."""
+
+    def measure(shape: Shape, backend: str, plans: tune.Plans) -> tuple[float, float]:
+        return 1 - gain * (plans["forward"] == "hopper/1"), 3 * (1 - gain * (plans["backward"] == "hopper/1"))
+
+    found = dict.fromkeys(CUDA, ("", "hopper/0", "hopper/1"))
+    assert tune.fastest(SHAPE, "cuda", found, measure)[0] == dict.fromkeys(CUDA, taken)
+
+
 def test_search_leaves_out_what_is_not_there() -> None:
     wide = tune.search(SHAPE._replace(H=512), options, last_is_best)
     assert wide is not None
@@ -172,6 +183,12 @@ def test_cuda_runs_by_the_plan_that_was_measured(monkeypatch: pytest.MonkeyPatch
     assert plans(12608) == ["", ""]
     tuning.save(GPU, rows(), {})
     assert plans(12608) == ["ampere/0", ""]
+    (found,) = rows()["half", 768, 192][:1]
+    by_rule = {("half", 768, 192): [found._replace(cuda={"forward": "ampere", "backward": ""})]}
+    assert tuning.from_json(GPU, tuning.to_json(GPU, by_rule, {})).rows == by_rule
+    tuning.save(GPU, by_rule, {})
+    assert plans(12608) == ["ampere", ""]
+    tuning.save(GPU, rows(), {})
     assert plans(60000) == ["", ""]
     nvidia.cuda_plan.cache_clear()
 
@@ -201,7 +218,7 @@ BROKEN = {
     "no_json": lambda: "{'half':",
     "not_a_table": lambda: "[1, 2]",
     "nested": lambda: "[" * 100000,
-    "old": lambda: edited(lambda data: data.update(format=1)),
+    "old": lambda: edited(lambda data: data.update(format=tuning.FORMAT - 1)),
     "other_gpu": lambda: edited(lambda data: data["gpu"].update(name="NVIDIA A100-SXM4-80GB")),
     "other_size": lambda: edited(lambda data: data["gpu"].update(sms=114)),
     "no_rows": lambda: edited(lambda data: data.pop("rows")),
