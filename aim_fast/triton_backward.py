@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from aim_fast import ops
-from aim_fast.kernels.tiling import Plan
+from aim_fast.kernels.tiling import Plan, slice_rows
 from aim_fast.triton_device import constants, contiguous, has_tiles, kernels, load_class, on_device, plan
 from aim_fast.triton_forward import launch as launch_forward
 from aim_fast.triton_launch import Launch, by_rows
@@ -72,15 +72,10 @@ def backward(
     return results
 
 
-def _rows_of_slice(how: Plan, M: int) -> int:
-    """Rows that a program of K2 sums: whole tiles."""
-    return -(-M // (how.split * how.tile.block_m)) * how.tile.block_m
-
-
 @functools.lru_cache(maxsize=1024)
 def _dw(index: int, how: Plan, load: str, M: int, D: int, H: int, rows: Rows, sides: int, dtype: torch.dtype) -> Launch:
     """K2, to be called with its tensors from x to ws_dw2."""
-    per_slice = _rows_of_slice(how, M)
+    per_slice = slice_rows(how, load, M)
     numbers = (M, per_slice, rows.n1, rows.n2, *itertools.chain(*rows.strides))
     grid = (-(-D // how.tile.block_d), sides, -(-M // per_slice))
     return Launch(kernels().dw, index, grid, numbers, {"DIMS": rows.dims, **constants(how, D, H, dtype, load)})
@@ -155,8 +150,7 @@ def _launch(
     if sides:
         load = load_class(dtype, x, dw_dy if h is not None else None)
         dw_plan = plan(index, "dw", load, M, D, H, sides)
-        per_slice = _rows_of_slice(dw_plan, M)
-        slices = -(-M // per_slice)
+        slices = -(-M // slice_rows(dw_plan, load, M))
         ws_dw1, ws_dw2 = workspace(dz is not None, slices, D, H), workspace(h is not None, slices, D, H)
         dw_kernel = _dw(index, dw_plan, load, M, D, H, dw_rows, sides, dtype)
         dw_kernel((x, dz, dw_dy if h is not None else None, h, ws_dw1, ws_dw2))

@@ -13,7 +13,8 @@ Shapes    x, dy [M, D], rows as in blocks.py; dz, h [M, H] in the compute dtype;
           ws_db2 [tiles, D] from K1; dscale [D] fp32. A pointer that is None says that nobody asked for that result.
 Memory    x and dy once, dz and h once per D / BLOCK_D, from L2; the workspace out and in
 Work      4 M D H FLOP
-Rounding  x and dy to COMPUTE as they are loaded; the results once, at the end. No atomics: the same bits every time.
+Rounding  x and dy to COMPUTE as they are loaded; the results once, at the end. A slice is summed row by row, so it is
+          short (tiling.slice_rows), in fp32 most of all. No atomics: the same bits every time.
 """
 
 import triton

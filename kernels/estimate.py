@@ -124,9 +124,10 @@ def fused_backward(case: Case, dx: Plan, dw: Plan) -> list[Work]:
     l2 = once + M * D * case.y * dx.split + programs * weights * (1 + case.x_grad / dx.split)
     k1 = Work(once + 2 * weights, l2, product * (dx.split + case.x_grad), programs)
     columns = -(-D // dw.tile.block_d)
-    partial = 2.0 * dw.split * D * H * 4
+    slices = -(-M // tiling.slice_rows(dw, case.load, M))
+    partial = 2.0 * slices * D * H * 4
     rows = M * D * (min(case.x, case.compute) + case.y)
-    k2 = Work(rows + 2 * hidden + partial, rows + 2 * columns * hidden + partial, 2 * product, 2 * columns * dw.split)
+    k2 = Work(rows + 2 * hidden + partial, rows + 2 * columns * hidden + partial, 2 * product, 2 * columns * slices)
     total = Work(partial + 2 * weights, partial + 2 * weights, 0, 2 * -(-D // 8))
     return [k1, k2, total]
 

@@ -17,6 +17,11 @@ SPLITS = (1, 2, 4, 8)
 # The most rows of a tile of fwd and dx whose rows have more than one dimension: their 64-bit offsets live in registers,
 # and with all terms of the operator larger tiles spill.
 STRIDED_ROWS = {80: 32, 90: 64, 100: 64}
+# The most rows that a program of dw sums one after the other. Errors as a share of the largest gradient, modelled for
+# D, H = 768, 192. In fp32 they grow with the root of the rows: 2.6e-6 with these, for any M; 8.4e-6 with 78400, where
+# an H100 gave 8.4e-6 and the budget is 5.7e-6. Tensor cores cut off what they add, 8 or 16 rows in 16 bits at a time:
+# 2e-4 with these, 3e-3 with a million, where the budget of fp16 is 1.5e-3.
+LONGEST_SUM = {"ieee": 10240, "tf32": 65536, "half": 65536, "amp": 65536}
 
 
 class Gpu(NamedTuple):
@@ -28,7 +33,7 @@ class Gpu(NamedTuple):
 
 
 class Plan(NamedTuple):
-    """A tile and how the work is divided: `split` spans of columns for fwd and dx, slices of rows for dw."""
+    """A tile and how the work is divided: `split` spans of columns for fwd and dx, slices of rows at least for dw."""
 
     tile: Tile
     parts: tuple[int, int, int, int]
@@ -109,3 +114,9 @@ def plans(gpu: Gpu, kernel: str, load: str, M: int, D: int, H: int, sides: int =
     options = [(tile, split) for tile in found for split in SPLITS if split == 1 or split * tile.block_d <= D]
     options.sort(key=lambda option: cost(gpu, load, M, D, H, *option))
     return [Plan(tile, parts(H, tile.part), split) for tile, split in options]
+
+
+def slice_rows(plan: Plan, load: str, M: int) -> int:
+    """The rows that a program of dw sums: whole tiles, and as many for each."""
+    slices = max(plan.split, -(-M // LONGEST_SUM[load]))
+    return -(-M // (slices * plan.tile.block_m)) * plan.tile.block_m

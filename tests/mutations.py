@@ -47,7 +47,7 @@ BENCHMARKS, PARTS, ON_CUDA = (
     _only("bench_parts", "cache", "turns"),
     _only("on_cuda"),
 )
-TUNING = _only("triton_tuning", "noise")
+TUNING, TILING = _only("triton_tuning", "noise"), _only("triton_tiling", "slices", "sum")
 GPU_CHECK = _only("gpu_check", "outcome", "share", "kernel", "exit")
 
 # fmt: off
@@ -193,6 +193,7 @@ _PYTHON = (
     ("bursts_that_fill_the_queue", "aim_fast/device_clock.py", "BURST = 16", "BURST = 100", ON_CUDA),
     ("milliseconds_for_seconds", "aim_fast/device_clock.py", "start.elapsed_time(end) / 1e3", "start.elapsed_time(end)", ON_CUDA),
     ("noise_chooses", "aim_fast/tune.py", "(1 - NOISE) * times[step]", "times[step]", TUNING),
+    ("weights_summed_without_end", "kernels/tiling.py", "max(plan.split, -(-M // LONGEST_SUM[load]))", "plan.split", TILING),
     ("peak_with_what_was_there", "benchmarks/on_cuda.py", "torch.cuda.max_memory_allocated() - before",
      "torch.cuda.max_memory_allocated()", ON_CUDA),
     ("late_stage_passes", "benchmarks/gpu_outcome.py", '"out of time" if done.late or', '"out of time" if', GPU_CHECK),

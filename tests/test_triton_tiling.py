@@ -9,6 +9,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 import estimate as page
@@ -95,6 +96,39 @@ def test_plans(family: int, M: int) -> None:
     dw = tiling.plans(gpu, "dw", "half", M, 768, 192, 2)[0]
     assert 1 <= dw.split <= max(1, gpu.sms)
     assert dw.split == 1 or dw.split * 4 * dw.tile.block_m <= M
+
+
+@pytest.mark.parametrize("M", [1, 10241, 156800, 1003520])
+@pytest.mark.parametrize("load", tiling.LOADS)
+def test_slices_of_rows(load: str, M: int) -> None:
+    """They are whole tiles, at least as many as planned where there are so many tiles, and none is too long to sum."""
+    (plan,) = tiling.plans(GPUS[80], "dw", load, M, 1280, 512, 2)
+    for split in (plan.split, 1, 50):
+        rows = tiling.slice_rows(plan._replace(split=split), load, M)
+        assert rows % plan.tile.block_m == 0
+        assert (split - 1) * (rows - plan.tile.block_m) < M
+        assert rows <= {"ieee": 10240}.get(load, 65536)
+
+
+def test_a_sum_over_many_rows_keeps_the_budget() -> None:
+    """An H100's slices of products in fp32, added up in the kernels' order, take half of what the budget allows.
+
+    Eager's own error there was 1.4e-6 of the largest gradient, so 5.7e-6 is allowed.
+    """
+    M, columns = 156800, 32  # of D and of H
+    (plan,) = tiling.plans(H100, "dw", "ieee", M, 768, 192, 2)
+    rows = tiling.slice_rows(plan, "ieee", M)
+    random, slices = np.random.default_rng(0), -(-M // rows)
+    sums, exact = np.zeros((slices, columns, columns), np.float32), np.zeros((columns, columns))
+    for _ in range(rows):
+        a, b = random.standard_normal((2, slices, columns), np.float32)
+        products = np.multiply(a[:, :, None], b[:, None, :], dtype=np.float64)  # exact, as in an FMA
+        sums = (sums + products).astype(np.float32)
+        exact += products.sum(0)
+    total = np.zeros_like(sums[0])
+    for first in range(0, slices, 8):
+        total += sums[first : first + 8].sum(0)
+    assert abs(total - exact).max() / abs(exact).max() < 2.9e-6
 
 
 def test_few_rows_fill_the_gpu() -> None:
