@@ -23,6 +23,8 @@ from gpu_outcome import Outcome, each_kernel, forced, judged, kernels, together
 LEAST_SECONDS = 5.0  # a stage with less is not begun
 # Of a stage's time, when the last workload or check may begin.
 BEGIN_UNTIL = 0.7
+# Until a process begins its first check, beside others: torch's import, and the context on the device.
+START_UP = 8.0
 
 # What runs on a device; the others look at what a CPU has, or at no tensors. LARGE takes much of its memory and so runs
 # in one process.
@@ -56,7 +58,8 @@ def checks(machine: Machine, seconds: float) -> Outcome:
 
 
 def device_checks(machine: Machine, backend: str, seconds: float, *arguments: str) -> Outcome:
-    command = ["tests/device_checks.py", *arguments, "--within", f"{BEGIN_UNTIL * seconds:.0f}"]
+    within = max(0.0, BEGIN_UNTIL * (seconds - START_UP))
+    command = ["tests/device_checks.py", *arguments, "--within", f"{within:.0f}"]
     done = python(command, seconds, forced(machine, backend))
     return judged(done, "FAILED" in done.output, done.last_line)
 

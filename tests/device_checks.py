@@ -7,13 +7,15 @@ graph: a forward and a train step, captured in a CUDA graph, give on new values 
 thread: a thread whose first call of CUDA this is, as autograd's can be, gives the same bits.
 calls: one forward and backward of each small regime and nothing else, for a sanitizer to watch.
 
-A line per failure, and one at the end that counts. Exit status: 0; 1 when a check failed.
+A line per failure, and one at the end that counts, also after a signal to stop. Exit status: 0; 1 when a check failed;
+130 when the run was stopped.
 """
 
 from __future__ import annotations
 
 import argparse
 import itertools
+import signal
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -184,17 +186,22 @@ def checks(kinds: Sequence[str], regimes: str) -> Iterator[Check]:
 
 @dataclass
 class Count:
-    """What came of a run: checks done, failures (a line each), calls the backend does not take, checks not begun."""
+    """What came of a run: checks done, failures (a line each), calls the backend does not take, checks not begun.
+
+    stopped: the check in which a signal ended the run.
+    """
 
     done: int = 0
     failures: list[str] = field(default_factory=list)
     refused: list[str] = field(default_factory=list)
     left: int = 0
+    stopped: str = ""
 
     def __str__(self) -> str:
         refused = f", {len(self.refused)} beyond its limits ({', '.join(self.refused)})" if self.refused else ""
+        stopped = f", stopped in {self.stopped} for want of time" if self.stopped else ""
         late = f", {self.left} not begun for want of time" if self.left else ""
-        return f"{self.done} checks of {BACKEND} on {DEVICE}, {len(self.failures)} failed{refused}{late}"
+        return f"{self.done} checks of {BACKEND} on {DEVICE}, {len(self.failures)} failed{refused}{stopped}{late}"
 
 
 def must_be_taken(name: str, backend: str = BACKEND) -> bool:
@@ -207,16 +214,20 @@ def must_be_taken(name: str, backend: str = BACKEND) -> bool:
 
 
 def run(todo: Sequence[Check], within: float) -> Count:
-    """Run checks until `within` seconds are over."""
+    """Run checks until `within` seconds are over, or a signal stops them."""
     start = time.monotonic()
     count = Count()
     for done, (label, check) in enumerate(todo):
+        count.left = len(todo) - done
         if time.monotonic() - start > within:
-            count.left = len(todo) - done
             break
+        count.left -= 1
         try:
             check()
             count.done += 1
+        except KeyboardInterrupt:
+            count.stopped = label
+            break
         except Exception as error:
             case = label.split()[1]
             if is_refusal(error) and not must_be_taken(case):
@@ -231,6 +242,13 @@ def run(todo: Sequence[Check], within: float) -> Count:
     return count
 
 
+def stop(*_: object) -> None:
+    """A signal ends the run once; the next ones find it counting."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
+    raise KeyboardInterrupt
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("kinds", nargs="+", choices=["numeric", "repeat", "graph", "thread", "calls"])
@@ -243,9 +261,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         torch.use_deterministic_algorithms(True, warn_only=True)
     with aim_fast.use_backend(BACKEND):
         count = run(todo, options.within)
-    print(count)
-    return 1 if count.failures else 0
+    print(count, flush=True)
+    return 1 if count.failures else 130 if count.stopped else 0
 
 
 if __name__ == "__main__":
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, stop)
     sys.exit(main())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import threading
 from collections.abc import Callable
 
@@ -156,3 +157,30 @@ def test_outcomes_are_counted(capsys: pytest.CaptureFixture[str]) -> None:
     assert count.failures[0].startswith(f"numeric {essential}: ValueError")
     assert capsys.readouterr().out.count("FAILED") == 2
     assert str(device_checks.run(todo, -1.0)) == "0 checks of cpu on cpu, 0 failed, 4 not begun for want of time"
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=["ctrl_c", "kill"])
+def test_a_run_that_is_stopped_counts(
+    number: signal.Signals, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A signal in the middle of a check, and another while it counts."""
+
+    def interrupted() -> None:
+        signal.raise_signal(number)
+
+    def never() -> None:
+        raise AssertionError("begun after the signal")
+
+    todo = [("numeric a", lambda: None), ("repeat b", interrupted), ("graph c", never), ("graph d", never)]
+    monkeypatch.setattr(device_checks, "checks", lambda kinds, regimes: todo)
+    before = {s: signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        signal.signal(number, device_checks.stop)
+        assert device_checks.main(["repeat"]) == 130
+        signal.raise_signal(number)
+    finally:
+        for s, handler in before.items():
+            signal.signal(s, handler)
+    said = capsys.readouterr().out
+    summary = "1 checks of cpu on cpu, 0 failed, stopped in repeat b for want of time, 2 not begun for want of time"
+    assert said == f"{summary}\n"

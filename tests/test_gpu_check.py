@@ -110,7 +110,7 @@ def test_checks_go_to_every_kernel_of_the_device(commands: dict[str, Any]) -> No
     assert (outcome.status, outcome.text) == ("passed", "triton: 40 checks, 0 failed; cuda: 40 checks, 0 failed")
     (_, _), *runs = [(command, environment) for command, environment, _ in commands["seen"]]
     for (command, environment), backend in zip(runs, ("triton", "cuda"), strict=True):
-        assert "thread numeric repeat graph --within 21" in command
+        assert "thread numeric repeat graph --within 16" in command
         assert environment["AIM_FAST_TEST_DEVICE"] == "cuda"
         assert environment["AIM_FAST_TEST_BACKEND"] == backend
         assert environment["PYTHONPATH"].split(os.pathsep)[0] == str(ROOT)
