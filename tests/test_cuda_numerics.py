@@ -65,15 +65,16 @@ def test_plans(emulated: Emulated, family: str, plan: int, dtype: torch.dtype, H
     emulated(judge_plan, family, plan, dtype, H)
 
 
-def judge_uneven_parts() -> None:
-    choose("hopper/2", LAZY, sms=6)
-    tensors, dy, options = full(BF16, 130, 320, 192)
+def judge_last_round(plan: int, sms: int, M: int) -> None:
+    choose(f"hopper/{plan}", LAZY, sms=sms)
+    tensors, dy, options = full(BF16, M, 320, 192)
     judge(tensors, dy, **options)
 
 
-def test_uneven_parts(emulated: Emulated) -> None:
-    """Three blocks of rows on six multiprocessors: two parts each, of two and three of the five blocks of columns."""
-    emulated(judge_uneven_parts)
+@pytest.mark.parametrize(("plan", "sms", "M"), [(2, 6, 130), (1, 2, 330), (0, 4, 600)])
+def test_last_round_is_cut(emulated: Emulated, plan: int, sms: int, M: int) -> None:
+    """Three blocks of rows, with room for six or two: the last one or all are cut, after two and three of five columns."""
+    emulated(judge_last_round, plan, sms, M)
 
 
 def list_plans() -> list[list[str]]:

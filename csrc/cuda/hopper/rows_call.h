@@ -12,11 +12,13 @@ constexpr int kWarpRows = 16;                 // of them a warp's
 constexpr int kTileBytes = kGroupRows * 128;  // what one box of TMA lays down for a consumer
 constexpr int kBlockBytes = kWarpRows * 128;  // a warp's part of it
 
-// Work is dealt out in items: a block of rows, and a part of the second product's columns.
+// Work is dealt out in items: a block of rows with all of the second product's columns or, where the last round would
+// leave multiprocessors idle, with a part of them.
 struct RowsGrid {
   int consumers;  // of 64 rows, in a CTA
   int cluster;    // CTAs that share the weights' tiles: 1 or 2
-  int parts;      // of the second product's columns, each an item of its own that forms z again
+  int whole;      // blocks, the first ones, that are an item each
+  int parts;      // items of each of the other blocks, each of which forms z again
 };
 
 struct RowsCall {
@@ -33,7 +35,7 @@ struct RowsCall {
   uint32_t M;
   int steps;  // D / 64
   int items;  // of a cluster
-  int kept;   // input tiles that the second product finds still in the ring
+  int kept;   // input tiles that the second product of a whole block finds still in the ring
   RowsGrid grid;
 };
 

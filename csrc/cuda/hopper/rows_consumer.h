@@ -249,28 +249,42 @@ class Consumer {
     for (int q = 0; q < 4; ++q) r[q] = ptx::pack<T>(v[2 * q], v[2 * q + 1]);
   }
 
-  // A step's product ends before its block is written out, and nothing is in flight over the back edge, where ptxas
-  // would serialise it (C7514): it is the other consumers that multiply meanwhile.
+  // A step's product runs while the block before it is written out. The accumulator has been read by then: ptxas would
+  // serialise a product whose registers anything else touches (C7514).
   template <bool kPlain>
   AIM_DEVICE void second_product(const uint32_t (&hidden)[H / 16][4], const Item& item) {
-    Output<Plan, kPlain> output(call_, staging_, lane_);
+    int column = column_of<Plan>(call_, item, 0) * kColumns;
+    Output<Plan, kPlain> output(call_, staging_, lane_, column);
+    float o[32];
+    float2 v[4][4];
+    if constexpr (!Output<Plan, kPlain>::kOverlaps) {
 #pragma unroll 1
-    for (int i = 0; i < item.count; ++i) {
-      const int column = column_of<Plan>(call_, item, i) * kColumns, stage = ring_.stage;
-      float o[32];
-      ring_.wait_full();
-      multiply_second(o, hidden, stage);
-      output.prepare(column);
-      ptx::wgmma_wait<0>();
-      ptx::wgmma_landed(o);
-      output.write(o, column, factor_, input_block(stage), [&] { release(stage); });
-      ring_.advance();
+      for (int i = 0; i < item.count; ++i) {
+        column = column_of<Plan>(call_, item, i) * kColumns;
+        begin_step(o, hidden);
+        end_step(v, o, output, column, column);
+        output.write(v, column);
+      }
+      return;
     }
+    begin_step(o, hidden);
+#pragma unroll 1
+    for (int i = 1;; ++i) {
+      const bool last = i == item.count;
+      const int next = last ? column : column_of<Plan>(call_, item, i) * kColumns;
+      end_step(v, o, output, column, next);
+      if (last) break;
+      begin_step(o, hidden);
+      output.write(v, column);
+      column = next;
+    }
+    output.write(v, column);
   }
 
-  // o [64, 64] = hidden by the weights in a stage.
-  AIM_DEVICE void multiply_second(float (&o)[32], const uint32_t (&hidden)[H / 16][4], int stage) {
-    const uint32_t weights = ring_.other(stage);
+  // o [64, 64] = hidden by the weights in the ring's stage, once they are there.
+  AIM_DEVICE void begin_step(float (&o)[32], const uint32_t (&hidden)[H / 16][4]) {
+    ring_.wait_full();
+    const uint32_t weights = ring_.other(ring_.stage);
     ptx::wgmma_fence();
 #pragma unroll
     for (int k = 0; k < H / 16; ++k) {
@@ -280,6 +294,17 @@ class Consumer {
       ptx::Wgmma<kColumns, T, false, kBackward>::rs(o, hidden[k], b, k > 0);
     }
     ptx::wgmma_commit();
+  }
+
+  // v = the block at `column`, all but the residual; the stage is free then. `next`: the column of the block after it.
+  template <bool kPlain>
+  AIM_DEVICE void end_step(float2 (&v)[4][4], float (&o)[32], Output<Plan, kPlain>& output, int column, int next) {
+    const int stage = ring_.stage;
+    ring_.advance();
+    output.prepare(column, next, input_block(stage));
+    ptx::wgmma_wait<0>();
+    ptx::wgmma_landed(o);
+    output.take(v, o, column, factor_, input_block(stage), [&] { release(stage); });
   }
 
   // Where this warp's rows begin among tiles of so many bytes, one a consumer.

@@ -39,6 +39,7 @@ __global__ void __launch_bounds__(Plan::kThreads, 1) rows_kernel(const AIM_GRID_
   } else {
     __syncthreads();
   }
+  if constexpr (Plan::kBackward) ptx::let_dependents_begin();  // K2, on what K1's CTAs leave
   if (threadIdx.x / 128 == consumers) {
     ptx::lower_registers<Plan::kProducerRegisters>();  // by the whole warpgroup
     if (threadIdx.x % 128 == 0) Producer<Plan>(call, ring.shared).run();
@@ -54,7 +55,7 @@ __global__ void __launch_bounds__(Plan::kThreads, 1) rows_kernel(const AIM_GRID_
 
 template <class Plan>
 int launch_plan(RowsCall& call, int ctas, void* stream) {
-  call.kept = call.skip && call.grid.parts == 1 && call.steps >= Plan::kStages ? Plan::kStages : 0;
+  call.kept = call.skip && call.steps >= Plan::kStages ? Plan::kStages : 0;
   const Grid grid{dim3(ctas), dim3(128 * (call.grid.consumers + 1)), call.grid.cluster, Plan::kSharedBytes};
   return launch(rows_kernel<Plan>, grid, stream, call);
 }

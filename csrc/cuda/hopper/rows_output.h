@@ -22,6 +22,14 @@ AIM_DEVICE void with_half_type(Dtype dtype, F&& f) {
   }
 }
 
+// The same as below of 16-bit elements, as they are.
+template <int N>
+AIM_DEVICE void load_pairs(uint32_t (&pairs)[N], const Array& vector, int column, int lane) {
+  const int first = column + pair_column(lane, 0);
+#pragma unroll
+  for (int i = 0; i < N; ++i) pairs[i] = ptx::load32(vector.data + 2 * (first + 8 * i));
+}
+
 // What this thread needs of a vector over columns, for 8 N columns from `column` on: pair q / 2 of the j-th 16 of them
 // is v[2 j + q / 2].
 template <int N>
@@ -33,8 +41,7 @@ AIM_DEVICE void load_columns(float2 (&v)[N], const Array& vector, int column, in
     return;
   }
   uint32_t pairs[N];
-#pragma unroll
-  for (int i = 0; i < N; ++i) pairs[i] = ptx::load32(vector.data + 2 * (first + 8 * i));
+  load_pairs(pairs, vector, column, lane);
   with_half_type(vector.dtype, [&]<class T>() {
 #pragma unroll
     for (int i = 0; i < N; ++i) v[i] = {ptx::low<T>(pairs[i]), ptx::high<T>(pairs[i])};
@@ -56,12 +63,17 @@ class InputBlock {
         v[q] = *reinterpret_cast<const float2*>(block_ + j / 2 * kTileBytes + row * 128 + (byte ^ (row & 7) << 4));
       }
     } else {
-      using T = typename Plan::T;
       uint32_t r[4];
-      ptx::ldmatrix_x4(r, block_ + fragment(lane_, j));
-#pragma unroll
-      for (int q = 0; q < 4; ++q) v[q] = {ptx::low<T>(r[q]), ptx::high<T>(r[q])};
+      load(j, r);
+      convert(r, v);
     }
+  }
+  // The same in two steps, of 16-bit rows.
+  AIM_DEVICE void load(int j, uint32_t (&r)[4]) const { ptx::ldmatrix_x4(r, block_ + fragment(lane_, j)); }
+  AIM_DEVICE static void convert(const uint32_t (&r)[4], float2 (&v)[4]) {
+    using T = typename Plan::T;
+#pragma unroll
+    for (int q = 0; q < 4; ++q) v[q] = {ptx::low<T>(r[q]), ptx::high<T>(r[q])};
   }
 
  private:
@@ -71,49 +83,94 @@ class InputBlock {
 
 // Forward: y = factor * scale * (o + b2) + skip * x + residual;  K1: dx = o + skip * dy.
 //
-// kPlain: the results are of T and leave by TMA, a residual is of T too, and the scale is no vector.
+// kPlain: the results are of T and leave by TMA, b2 and a residual are of T too, and the scale is no vector.
+//
+// For each block: prepare, take, write.
 template <class Plan, bool kPlain>
 class Output {
   using T = typename Plan::T;
+  static constexpr bool kBiasEarly = kPlain || Plan::kFloatInput;
 
  public:
+  // What there are registers for: the next block's product beside the writing of this one, b2 a block ahead, and the
+  // skip's rows, as they are, before the product is waited for.
+  static constexpr bool kOverlaps = kPlain || Plan::kBackward || Plan::H < 256;
+  static constexpr bool kAsksAhead = kBiasEarly && kOverlaps;
+  static constexpr bool kKeepsInput = kPlain && !Plan::kFloatInput && (Plan::kBackward || Plan::H != 256);
+
   AIM_DEVICE static bool is_plain(const RowsCall& call) {
     constexpr Dtype kType = std::is_same_v<T, ptx::BFloat16> ? Dtype::kBFloat16 : Dtype::kFloat16;
-    return call.out_by_map && !call.wide_scale && (!call.residual || call.residual.dtype == kType);
+    return call.out_by_map && !call.wide_scale && (!call.residual || call.residual.dtype == kType) &&
+           (!call.b2 || call.b2.dtype == kType);
   }
 
-  AIM_DEVICE Output(const RowsCall& call, Staging<Plan::kTurns>& staging, int lane)
-      : call_(call), staging_(staging), lane_(lane) {}
+  // column: of the first block.
+  AIM_DEVICE Output(const RowsCall& call, Staging<Plan::kTurns>& staging, int lane, int column)
+      : call_(call), staging_(staging), lane_(lane) {
+    if constexpr (kAsksAhead) ask(column);
+  }
 
-  // Asks for what the block at `column` needs from memory: before its product is waited for.
-  AIM_DEVICE void prepare(int column) {
-    if (!direct() || residual_staged()) staging_.acquire();
+  // The block at `column`, whose input rows have come; `next` is the column of the one after it.
+  AIM_DEVICE void prepare(int column, int next, const InputBlock<Plan>& input) {
     if constexpr (!Plan::kBackward) {
-      if (residual_staged()) staging_.fetch_residual(column);
-      if (kPlain && call_.b2) load_columns(bias_, call_.b2, column, lane_);
+      if (residual_staged()) {
+        staging_.acquire();
+        staging_.fetch_residual(column);
+      }
+      if (kBiasEarly && call_.b2) take_bias(column, next);
+    }
+    if constexpr (kKeepsInput) {
+      if (call_.skip) {
+#pragma unroll
+        for (int j = 0; j < 4; ++j) input.load(j, input_[j]);
+      }
     }
   }
 
-  // The block at `column`; release() is called when the input is read.
+  // v: of the block at `column`, 16 columns each, all but the residual; release() is called when the stage is read.
   template <class Release>
-  AIM_DEVICE void write(const float (&o)[32], int column, const float (&factor)[2], const InputBlock<Plan>& input,
-                        Release release) {
-    float2 v[4][4];  // of 16 columns each
+  AIM_DEVICE void take(float2 (&v)[4][4], const float (&o)[32], int column, const float (&factor)[2],
+                       const InputBlock<Plan>& input, Release release) {
+    if constexpr (kKeepsInput) release();
 #pragma unroll
     for (int j = 0; j < 4; ++j) {
 #pragma unroll
       for (int q = 0; q < 4; ++q) v[j][q] = {o[j * 8 + q * 2], o[j * 8 + q * 2 + 1]};
     }
-    if constexpr (!Plan::kBackward) scale(v, column, factor);
+    if constexpr (!Plan::kBackward) {
+      if (call_.b2) {
+        if constexpr (!kBiasEarly) take_bias(column, column);
+#pragma unroll
+        for (int j = 0; j < 4; ++j) add(v[j], {bias_[2 * j], bias_[2 * j], bias_[2 * j + 1], bias_[2 * j + 1]});
+      }
+      if (!kPlain && call_.wide_scale) scale(v, column);
+    }
     if (call_.skip) {
 #pragma unroll
       for (int j = 0; j < 4; ++j) {
         float2 x[4];
-        input.read(j, x);
-        add(v[j], x);
+        if constexpr (kKeepsInput) {
+          input.convert(input_[j], x);
+        } else {
+          input.read(j, x);
+        }
+#pragma unroll
+        for (int q = 0; q < 4; ++q) {
+          const float f = Plan::kBackward ? 1.f : factor[q % 2];
+          v[j][q] = {fmaf(v[j][q].x, f, x[q].x), fmaf(v[j][q].y, f, x[q].y)};
+        }
+      }
+    } else if constexpr (!Plan::kBackward) {
+#pragma unroll
+      for (int j = 0; j < 4; ++j) {
+#pragma unroll
+        for (int q = 0; q < 4; ++q) v[j][q] = {v[j][q].x * factor[q % 2], v[j][q].y * factor[q % 2]};
       }
     }
-    release();
+    if constexpr (!kKeepsInput) release();
+  }
+
+  AIM_DEVICE void write(float2 (&v)[4][4], int column) {
     if constexpr (!Plan::kBackward) {
       if (call_.residual) add_residual(v, column);
     }
@@ -123,6 +180,7 @@ class Output {
       staging_.next();
       return;
     }
+    if (!residual_staged()) staging_.acquire();  // as late as can be: the block before is on its way out
     with_out_type([&]<class Out>() {
 #pragma unroll
       for (int j = 0; j < 4; ++j) {
@@ -153,33 +211,45 @@ class Output {
     }
   }
 
+  // b2 of the block at `column`.
+  AIM_DEVICE void ask(int column) {
+    if (Plan::kBackward || !call_.b2) return;
+    if constexpr (kPlain) {
+      load_pairs(ahead_, call_.b2, column, lane_);
+    } else {
+      load_columns(ahead_, call_.b2, column, lane_);
+    }
+  }
+
+  // Into bias_.
+  AIM_DEVICE void take_bias(int column, int next) {
+    if constexpr (!kAsksAhead) ask(column);
+#pragma unroll
+    for (int i = 0; i < 8; ++i) {
+      if constexpr (kPlain) {
+        bias_[i] = {ptx::low<T>(ahead_[i]), ptx::high<T>(ahead_[i])};
+      } else {
+        bias_[i] = ahead_[i];
+      }
+    }
+    if constexpr (kAsksAhead) ask(next);
+  }
+
   AIM_DEVICE static void add(float2 (&v)[4], const float2 (&w)[4]) {
 #pragma unroll
     for (int q = 0; q < 4; ++q) v[q] = {v[q].x + w[q].x, v[q].y + w[q].y};
   }
 
-  AIM_DEVICE void scale(float2 (&v)[4][4], int column, const float (&factor)[2]) {
-    if (call_.b2) {
-      if constexpr (!kPlain) load_columns(bias_, call_.b2, column, lane_);
-#pragma unroll
-      for (int j = 0; j < 4; ++j) add(v[j], {bias_[2 * j], bias_[2 * j], bias_[2 * j + 1], bias_[2 * j + 1]});
-    }
-    if (!kPlain && call_.wide_scale) {
-      float2 c[8];
-      load_columns(c, call_.scale, column, lane_);
-#pragma unroll
-      for (int j = 0; j < 4; ++j) {
-#pragma unroll
-        for (int q = 0; q < 4; ++q) {
-          const float2 w = c[2 * j + q / 2];
-          v[j][q] = {v[j][q].x * w.x, v[j][q].y * w.y};
-        }
-      }
-    }
+  AIM_DEVICE void scale(float2 (&v)[4][4], int column) const {
+    float2 c[8];
+    load_columns(c, call_.scale, column, lane_);
 #pragma unroll
     for (int j = 0; j < 4; ++j) {
 #pragma unroll
-      for (int q = 0; q < 4; ++q) v[j][q] = {v[j][q].x * factor[q % 2], v[j][q].y * factor[q % 2]};
+      for (int q = 0; q < 4; ++q) {
+        const float2 w = c[2 * j + q / 2];
+        v[j][q] = {v[j][q].x * w.x, v[j][q].y * w.y};
+      }
     }
   }
 
@@ -231,7 +301,9 @@ class Output {
   const RowsCall& call_;
   Staging<Plan::kTurns>& staging_;
   int lane_;
-  float2 bias_[8];  // b2 of the block's columns
+  float2 bias_[8];                                              // b2 of the block's columns
+  std::conditional_t<kPlain, uint32_t, float2> ahead_[8] = {};  // and of the next ones'
+  uint32_t input_[4][4];                                        // the skip's rows
 };
 
 }  // namespace aim_fast::cuda::hopper

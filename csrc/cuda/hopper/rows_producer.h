@@ -55,7 +55,7 @@ class Producer {
 #pragma unroll 1
     for (int i = 0; i < item.count; ++i) {
       const int column = column_of<Plan>(call_, item, i);
-      const bool again = call_.skip && i >= call_.kept;
+      const bool again = call_.skip && i >= kept_of(call_, item);
       take(Plan::kWeightBytes + (again ? call_.grid.consumers * Plan::kInputBytes : 0));
       if constexpr (Plan::kBackward) {
         weights_1(column);

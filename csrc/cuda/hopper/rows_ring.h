@@ -41,11 +41,15 @@ AIM_DEVICE int item_stride(const RowsCall& call) { return gridDim.x >> (call.gri
 
 AIM_DEVICE Item item_of(const RowsCall& call, int index) {
   const RowsGrid& grid = call.grid;
-  const int block = index / grid.parts, part = index - block * grid.parts;
-  const int first = part * call.steps / grid.parts, end = (part + 1) * call.steps / grid.parts;
+  const int parts = index < grid.whole ? 1 : grid.parts, beyond = std::max(index - grid.whole, 0) / parts;
+  const int block = std::min(index, grid.whole) + beyond,
+            part = index < grid.whole ? 0 : index - grid.whole - beyond * parts;
+  const int first = part * call.steps / parts, end = (part + 1) * call.steps / parts;
   return {(block * grid.cluster + rank_of(call)) * grid.consumers * kGroupRows, first, call.second ? end - first : 0,
           part == 0};
 }
+
+AIM_DEVICE int kept_of(const RowsCall& call, const Item& item) { return item.count == call.steps ? call.kept : 0; }
 
 // The column block of the second product's step i. The ring still has the input tiles of the first product's last
 // steps, as the weights and z come beside them: the second product begins with those, so that the skip needs to fetch
@@ -53,7 +57,8 @@ AIM_DEVICE Item item_of(const RowsCall& call, int index) {
 template <class Plan>
 AIM_DEVICE int column_of(const RowsCall& call, const Item& item, int i) {
   constexpr int kBetween = Plan::kBackward ? Plan::kChunks : 0;  // the ring's places that z takes
-  return i < call.kept ? call.steps - Plan::kStages + (kBetween + i) % Plan::kStages : item.first + i - call.kept;
+  const int kept = kept_of(call, item);
+  return i < kept ? call.steps - Plan::kStages + (kBetween + i) % Plan::kStages : item.first + i - kept;
 }
 
 }  // namespace aim_fast::cuda::hopper

@@ -16,33 +16,43 @@ struct RowsSize {
 
 // 0  two consumers, cluster of two    256 rows share a reading of the weights
 // 1  two consumers                    128 rows
-// 2  one consumer, columns in parts   64 rows, for calls that would leave multiprocessors idle
+// 2  one consumer                     64 rows, for calls that would leave multiprocessors idle
+//
+// What does not fill the last round is cut into parts of the columns.
 constexpr int kRowsPlans = 3;
 
 constexpr int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
-// Clusters' worth of items, and how many of them run at once.
+// Blocks of rows, items, and clusters that run at once, each with a block or a part of one.
+constexpr int64_t blocks_of(const RowsSize& size, const RowsGrid& grid) {
+  return divide_up(size.M, int64_t{kGroupRows} * grid.consumers * grid.cluster);
+}
 constexpr int64_t items_of(const RowsSize& size, const RowsGrid& grid) {
-  return divide_up(size.M, int64_t{kGroupRows} * grid.consumers * grid.cluster) * grid.parts;
+  return grid.whole + (blocks_of(size, grid) - grid.whole) * grid.parts;
+}
+constexpr int64_t room_of(const RowsSize& size, const RowsGrid& grid) {
+  return std::max<int64_t>(1, size.sms / grid.cluster);
 }
 constexpr int64_t clusters_of(const RowsSize& size, const RowsGrid& grid) {
-  return std::min(items_of(size, grid), std::max<int64_t>(1, size.sms / grid.cluster));
+  return std::min(items_of(size, grid), room_of(size, grid));
 }
 
 // Bytes that the busiest multiprocessor moves from and to L2. Both the call that leaves multiprocessors idle and the
 // one whose last round is nearly empty show in the number of rounds, and the traffic of the weights in the bytes of an
 // item: x read, read again for the skip and y written as often as rows, the weights once for a CTA, or for a cluster.
 constexpr int64_t rows_cost(const RowsSize& size, const RowsGrid& grid) {
-  const int64_t rounds = divide_up(items_of(size, grid), clusters_of(size, grid));
+  const int64_t room = room_of(size, grid), rounds = grid.whole / room;
+  const int64_t last = divide_up(items_of(size, grid) - grid.whole, room);
   const int64_t rows = int64_t{kGroupRows} * grid.consumers, row = 2 * size.D, weights = 2 * size.D * size.H;
   const int64_t first = rows * row + weights / grid.cluster;
-  const int64_t second = size.second ? (2 * rows * row + weights / grid.cluster) / grid.parts : 0;
-  return rounds * (first + second);
+  const int64_t second = size.second ? 2 * rows * row + weights / grid.cluster : 0;
+  return rounds * (first + second) + last * (first + second / grid.parts);
 }
 
 constexpr RowsGrid rows_grid(const RowsSize& size, int plan) {
-  if (plan < 2) return {2, 2 - plan, 1};
-  RowsGrid best{1, 1, 1};
+  RowsGrid best = plan < 2 ? RowsGrid{2, 2 - plan, 0, 1} : RowsGrid{1, 1, 0, 1};
+  const int64_t room = room_of(size, best);
+  best.whole = static_cast<int>(blocks_of(size, best) / room * room);
   const int parts = size.second ? static_cast<int>(size.D / kColumns) : 1;
   for (RowsGrid grid = best; grid.parts <= parts; ++grid.parts) {
     if (rows_cost(size, grid) < rows_cost(size, best)) best = grid;
