@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import nn
+from torch import Tensor, nn
+from torch._dynamo import compiled_autograd
 
 import aim_fast
 from aim_fast import reference
@@ -140,3 +143,60 @@ def test_second_derivative(activation: str) -> None:
 )
 def test_promoted(dtypes: list[torch.dtype | None], expected: torch.dtype) -> None:
     assert reference.promoted(*(None if d is None else torch.empty(1, dtype=d) for d in dtypes)) is expected
+
+
+ROWS = {
+    "vector": lambda: torch.randn(12),
+    "rows": lambda: torch.randn(7, 12),
+    "batches": lambda: torch.randn(2, 3, 12),
+    "strided_rows": lambda: torch.randn(3, 2, 12).transpose(0, 1),
+    "strided_columns": lambda: torch.randn(12, 7).t(),
+    "none": lambda: torch.randn(0, 3, 12),
+}
+
+
+@pytest.mark.parametrize("bias", [True, False], ids=["bias", "no_bias"])
+@pytest.mark.parametrize("rows", ROWS)
+def test_backward_of_the_composition(rows: str, bias: bool, seed: None) -> None:
+    """The gradients of torch's own functions; the same bits in autocast, which is on again for the nodes around."""
+    found: list[bool] = []
+
+    class Between(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx: Any, x: Tensor) -> Tensor:
+            return x.clone()
+
+        @staticmethod
+        def backward(ctx: Any, dy: Tensor) -> Tensor:
+            found.append(torch.is_autocast_enabled("cpu"))
+            return dy
+
+    x, w1, w2 = ROWS[rows](), torch.randn(6, 12), torch.randn(12, 6)
+    b1, b2 = (torch.randn(6), torch.randn(12)) if bias else (None, None)
+    leaves = [t.requires_grad_() for t in (x, w1, w2, b1, b2) if t is not None]
+    dy = torch.randn(x.shape)
+    grads = []
+    for on in (False, True):
+        y = Between.apply(reference.composition(Between.apply(x), w1, b1, w2, b2, skip=True))
+        found.clear()
+        with torch.autocast("cpu", torch.bfloat16, enabled=on):
+            grads.append(torch.autograd.grad(y, leaves, dy))
+            assert found == [on, on]
+            assert torch.is_autocast_enabled("cpu") is on
+    plain = torch.autograd.grad(x + F.linear(F.gelu(F.linear(x, w1, b1)), w2, b2), leaves, dy)
+    for one, other, expected in zip(*grads, plain, strict=True):
+        assert torch.equal(one, other)
+        torch.testing.assert_close(one, expected)
+
+
+def test_compiled_autograd(seed: None) -> None:
+    """It traces the hooks of the composition, which leave the autocast state of the nodes around alone."""
+    x, outer = torch.randn(7, 12), torch.randn(12, 12, requires_grad=True)
+    w1, w2 = torch.randn(6, 12, requires_grad=True), torch.randn(12, 6, requires_grad=True)
+    y = reference.composition(x @ outer, w1, None, w2, None)
+    with torch.autocast("cpu", torch.bfloat16):
+        with compiled_autograd._enable(lambda graph: torch.compile(graph, backend="eager", fullgraph=True)):
+            (traced,) = torch.autograd.grad(y, [outer], torch.ones_like(y), retain_graph=True)
+        (dx,) = torch.autograd.grad(F.linear(F.gelu(F.linear(x @ outer, w1)), w2), [outer], torch.ones_like(y))
+    torch.testing.assert_close(traced, dx, rtol=2e-2, atol=2e-1)
+    assert torch.equal(traced, traced.bfloat16().float())  # the product with x was in half
