@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from aim_fast import dispatch, ops, packed, reference, routing
 from aim_fast.checks import check_arguments
+from aim_fast.reference import device_type
 
 # Anything of another class may be a DTensor, whose module takes a second to import: only who made one has done so.
 _LOCAL = (Tensor, nn.Parameter, type(None), float, int)
@@ -117,10 +118,9 @@ def _run(x, w1, b1, w2, b2, scale_tensor, row_scale, residual, activation, skip,
     if not (through_z or (torch.is_grad_enabled() and _any_requires_grad((b2, row_scale, residual)))):
         if backend == "cpu" and not traced and packed.is_kept(w1, w2):
             return packed.forward(x, w1, b1, w2, b2, scale_tensor, row_scale, residual, activation, skip, alpha, dtype)
-        forward = _forward_of(backend, traced)
-        return forward(
-            x, w1, b1, w2, b2, scale_tensor, row_scale, residual, activation, skip, alpha, ops.NUMBER_OF[dtype], False
-        )[0]
+        forward = _forward_of(backend, traced, tensors)
+        named = ops.NUMBER_OF[dtype] if backend == "cpu" else dtype
+        return forward(x, w1, b1, w2, b2, scale_tensor, row_scale, residual, activation, skip, alpha, named, False)[0]
     keep_z = through_z and not recompute
     keep_x = w1.requires_grad or (through_z and recompute)
     # x as it is multiplied, and as eager keeps it, where that is narrower.
@@ -130,11 +130,11 @@ def _run(x, w1, b1, w2, b2, scale_tensor, row_scale, residual, activation, skip,
     return apply(x, w1, b1, w2, b2, scale_tensor, row_scale, residual, narrow, call)[0]
 
 
-def _forward_of(backend: str, traced: bool) -> Callable[..., Any]:
-    """The forward op, which runs on this backend; the CPU's as directly as can be unless the call is traced."""
+def _forward_of(backend: str, traced: bool, tensors: Sequence[Tensor | None]) -> Callable[..., Any]:
+    """The forward op, which runs on this backend, as directly as can be."""
     if backend == "cpu":
         return ops.adapter_forward if traced else ops.run_forward
-    return routing.on(backend, ops.adapter_forward)
+    return routing.forward_on(backend, tensors)
 
 
 def _any_requires_grad(tensors: Sequence[Tensor | None]) -> bool:
@@ -163,12 +163,7 @@ def explain(
     scale_tensor = scale if isinstance(scale, Tensor) else None
     dtype = compute_dtype(x, w1, b1, w2, b2)
     tensors = (x, w1, b1, w2, b2, scale_tensor, row_scale, residual)
-    return dispatch.select(dispatch.Call(x.device.type, tensors, dtype, skip))
-
-
-def device_type(x: Tensor) -> str:
-    """x.device.type, which takes five times as long on the CPU."""
-    return "cpu" if x.is_cpu else x.device.type
+    return dispatch.select(dispatch.Call(device_type(x), tensors, dtype, skip))
 
 
 def compute_dtype(x: Tensor, w1: Tensor, b1: Tensor | None, w2: Tensor, b2: Tensor | None) -> torch.dtype:
@@ -197,9 +192,9 @@ class _Adapter(torch.autograd.Function):
     @staticmethod
     def forward(x, w1, b1, w2, b2, scale, row_scale, residual, narrow, call):
         activation, skip, alpha, dtype, _, keep_z, traced, backend = call
-        return _forward_of(backend, traced)(
-            x, w1, b1, w2, b2, scale, row_scale, residual, activation, skip, alpha, ops.NUMBER_OF[dtype], keep_z
-        )
+        forward = _forward_of(backend, traced, (x, w1, b1, w2, b2, scale, row_scale, residual))
+        named = ops.NUMBER_OF[dtype] if backend == "cpu" else dtype
+        return forward(x, w1, b1, w2, b2, scale, row_scale, residual, activation, skip, alpha, named, keep_z)
 
     @staticmethod
     def setup_context(ctx, inputs, output):
@@ -234,10 +229,14 @@ class _Adapter(torch.autograd.Function):
             needs = sum(1 << i for i, want in enumerate(wanted) if want)
             if dy.stride(-1) != 1 and dy.shape[-1] != 1:
                 dy = dy.contiguous()
-            activation, skip, alpha, *dtypes = ctx.call
-            call = (activation, skip, alpha, *[ops.NUMBER_OF[dtype] for dtype in dtypes])
-            backward = ops.adapter_backward if ctx.backend == "cpu" else routing.on(ctx.backend, ops.adapter_backward)
-            results = backward(dy, x, z, w1, b1, w2, b2, scale, row_scale, *call, needs)
+            activation, skip, alpha, dtype, x_dtype = ctx.call
+            tensors = (dy, x, z, w1, b1, w2, b2, scale, row_scale)
+            backward: Callable[..., Any] = ops.adapter_backward
+            if ctx.backend == "cpu":
+                dtype, x_dtype = ops.NUMBER_OF[dtype], ops.NUMBER_OF[x_dtype]
+            else:
+                backward = routing.backward_on(ctx.backend, tensors)
+            results = backward(*tensors, activation, skip, alpha, dtype, x_dtype, needs)
             grads = [g if want else None for g, want in zip(results, wanted, strict=True)]
         return *grads, None, dresidual, None, None
 
