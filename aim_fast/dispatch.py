@@ -7,7 +7,6 @@ Adding a backend is one row of `_TABLE` and the file that registers its kernels.
 from __future__ import annotations
 
 import os
-import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -17,8 +16,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from aim_fast import available, nvidia, routing
-from aim_fast.reference import transformed
+from aim_fast import available, nvidia, remembered, routing
+from aim_fast.reference import device_type, transformed
 from aim_fast.triton_device import INTERPRETED
 
 
@@ -111,7 +110,7 @@ def _no_transform(call: Call) -> bool:
 
 def _no_onnx(call: Call) -> bool:
     """No ONNX export is running: ONNX knows the parts of the composition, and nothing of the operator."""
-    return "torch.onnx" not in sys.modules or not torch.onnx.is_in_onnx_export()
+    return not remembered.in_onnx_export()
 
 
 def _on_gpu(name: str, stand_in: bool) -> Callable[[Call], bool]:
@@ -242,7 +241,13 @@ def use_backend(name: str) -> Iterator[None]:
 
 def choose(call: Call) -> str:
     """The name of the backend for a call. Raises as `select`, which also tells why but takes longer."""
-    forced = _forced.name
+    # What takes CPU tensors comes first in the table, and its limits take less time than a look-up.
+    if call.device == "cuda":
+        return remembered.choice(call, _forced.name, _decide)
+    return _decide(call, _forced.name)
+
+
+def _decide(call: Call, forced: str) -> str:
     for row in backends():
         if forced == "auto":
             if row.takes(call) and (row.advice is None or row.advice(call).choose):
@@ -256,7 +261,7 @@ def _choose_where_it_runs(tensors: Sequence[Tensor | None], dtype: torch.dtype, 
     """The backend for an operator that runs without `adapter`; the composition where the forced one cannot take it."""
     assert tensors[0] is not None
     try:
-        return choose(Call(tensors[0].device.type, tensors, dtype, skip, train))
+        return choose(Call(device_type(tensors[0]), tensors, dtype, skip, train))
     except ValueError:
         return "eager"
 

@@ -137,6 +137,7 @@ def from_json(gpu: Gpu, text: str, *, shipped: bool = False) -> Table:
 
 
 _tables: dict[Gpu, Table] = {}  # read once
+generation = 0  # of the tables: raised when one is replaced, for what was derived from them and kept
 
 
 def table(gpu: Gpu) -> Table:
@@ -148,8 +149,10 @@ def table(gpu: Gpu) -> Table:
 
 def replace(gpu: Gpu, new: Table) -> None:
     """Let these measurements hold for a GPU, in this process."""
+    global generation
     _tables[gpu] = new
     advice.cache_clear()
+    generation += 1  # last: what is derived under the new number comes from the new table
 
 
 def _read(gpu: Gpu) -> Table:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 import aim_fast
-from aim_fast import available, dispatch, nvidia, ops, routing, triton_device, tuning
+from aim_fast import available, dispatch, nvidia, ops, remembered, routing, triton_device, tuning
 from aim_fast.dispatch import Advice, Backend, Call
 from aim_fast.kernels import tiling
 from judge import make_inputs
@@ -44,6 +44,7 @@ def h100(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(nvidia, "cuda_plans", plans)
     triton_device.has_tiles.cache_clear()
     tuning.advice.cache_clear()
+    monkeypatch.setattr(remembered, "_chosen", {})
     rows = [Backend(row.name, row.what, row.limits, "", row.advice) for row in (ROW, TRITON)]
     monkeypatch.setattr(dispatch, "backends", lambda: (*rows, aim_fast.backends()[-1]))
 

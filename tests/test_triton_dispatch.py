@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 import aim_fast
-from aim_fast import available, dispatch, nvidia, triton_device, tuning
+from aim_fast import available, dispatch, nvidia, remembered, triton_device, tuning
 from aim_fast.dispatch import Call
 from aim_fast.kernels import tiling
 from judge import make_inputs
@@ -43,6 +43,7 @@ def h100(monkeypatch: pytest.MonkeyPatch, tmp_path) -> None:
         monkeypatch.setattr(module, "gpu", lambda index: H100)
     triton_device.has_tiles.cache_clear()
     tuning.advice.cache_clear()
+    monkeypatch.setattr(remembered, "_chosen", {})
     row = dispatch.Backend(ROW.name, ROW.what, ROW.limits, "", ROW.advice)
     eager = aim_fast.backends()[-1]
     monkeypatch.setattr(dispatch, "backends", lambda: (row, eager))
