@@ -15,8 +15,6 @@ struct Grid {
   dim3 blocks, threads;
   int cluster = 1;    // blocks in x that form a cluster
   size_t shared = 0;  // bytes of dynamic shared memory
-  // Whether it may begin before the kernel before it has ended, for which its code has to wait: sm_90 and up.
-  bool early = false;
 };
 
 // Returns a cudaError_t.
@@ -34,18 +32,11 @@ int launch(void (*kernel)(Parameters...), const Grid& grid, void* stream, Argume
   config.blockDim = grid.threads;
   config.dynamicSmemBytes = grid.shared;
   config.stream = static_cast<cudaStream_t>(stream);
-  cudaLaunchAttribute attributes[2];
-  config.attrs = attributes;
-  if (grid.cluster > 1) {
-    cudaLaunchAttribute& cluster = attributes[config.numAttrs++];
-    cluster.id = cudaLaunchAttributeClusterDimension;
-    cluster.val.clusterDim = {static_cast<unsigned>(grid.cluster), 1, 1};
-  }
-  if (grid.early) {
-    cudaLaunchAttribute& early = attributes[config.numAttrs++];
-    early.id = cudaLaunchAttributeProgrammaticStreamSerialization;
-    early.val.programmaticStreamSerializationAllowed = 1;
-  }
+  cudaLaunchAttribute cluster;
+  cluster.id = cudaLaunchAttributeClusterDimension;
+  cluster.val.clusterDim = {static_cast<unsigned>(grid.cluster), 1, 1};
+  config.attrs = &cluster;
+  config.numAttrs = grid.cluster > 1;
   return cudaLaunchKernelEx(&config, kernel, static_cast<Parameters>(arguments)...);
 #else
   (void)stream;

@@ -57,7 +57,7 @@ AIM_DEVICE void sum_tile(const Sum& sum, int product, int64_t h, int64_t d, floa
 #pragma unroll
   for (int i = 0; i < kRowsPerThread; ++i) total[i] = 0.f;
   if (d >= sum.D) return;
-#pragma unroll 8
+#pragma unroll 4
   for (int split = 0; split < sum.splits; ++split) {
 #pragma unroll
     for (int i = 0; i < kRowsPerThread; ++i) {
@@ -117,7 +117,6 @@ AIM_DEVICE void write_biases(const Sum& sum, int64_t i) {
 
 __global__ void __launch_bounds__(kThreads)
     sum_kernel(const AIM_GRID_CONSTANT Sum sum, int64_t tiles_of_dw1, int64_t tiles_of_dw2) {
-  ptx::wait_for_kernel_before();
   int64_t tile = blockIdx.x;
   if (tile >= tiles_of_dw1 + tiles_of_dw2) {
     write_biases(sum, (tile - tiles_of_dw1 - tiles_of_dw2) * kThreads + threadIdx.x);
@@ -165,8 +164,7 @@ int sum_partials(const BackwardParams& p, const Intermediates& between, const De
   const int64_t blocks = tiles_of_dw1 + tiles_of_dw2 + biases;
   int error = 0;
   if (blocks) {
-    Grid grid{dim3(static_cast<unsigned>(blocks)), dim3(kThreads)};
-    grid.early = device.family == Family::kHopper;
+    const Grid grid{dim3(static_cast<unsigned>(blocks)), dim3(kThreads)};
     error = launch(sum_kernel, grid, device.stream, sum, tiles_of_dw1, tiles_of_dw2);
   }
   if (error || !p.dscale) return error;

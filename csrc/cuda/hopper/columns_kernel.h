@@ -185,8 +185,6 @@ __global__ void __launch_bounds__(kColumnsThreads, 1) columns_kernel(const AIM_G
     ptx::cluster_sync();
   else
     __syncthreads();
-  ptx::wait_for_kernel_before();
-  ptx::let_dependents_begin();
 
   if (warpgroup < kConsumers) {
     ptx::raise_registers<kConsumerRegisters>();
@@ -217,7 +215,7 @@ int launch_columns(const ColumnsCall& call, void* stream) {
   using Layout = ColumnsLayout<H>;
   const int64_t clusters = call.splits * call.products * tiles_of(call.D);
   const Grid grid{dim3(static_cast<unsigned>(clusters * Layout::kCluster)), dim3(kColumnsThreads), Layout::kCluster,
-                  Layout::kSharedBytes, true};
+                  Layout::kSharedBytes};
   return launch(columns_kernel<T, H>, grid, stream, call);
 }
 

@@ -39,7 +39,6 @@ __global__ void __launch_bounds__(Plan::kThreads, 1) rows_kernel(const AIM_GRID_
   } else {
     __syncthreads();
   }
-  if constexpr (Plan::kBackward) ptx::let_dependents_begin();  // K2, on what K1's CTAs leave
   if (threadIdx.x / 128 == consumers) {
     ptx::lower_registers<Plan::kProducerRegisters>();  // by the whole warpgroup
     if (threadIdx.x % 128 == 0) Producer<Plan>(call, ring.shared).run();

@@ -43,22 +43,6 @@ AIM_DEVICE void cluster_sync() {
 #endif
 }
 
-// griddepcontrol.launch_dependents: the next kernel of the stream, if it was launched early, may begin on
-// multiprocessors that this one leaves, once all of this one's CTAs have said so or ended.
-AIM_DEVICE void let_dependents_begin() {
-#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
-  asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
-#endif
-}
-
-// griddepcontrol.wait: until the kernel before has ended and its results are there. A kernel that is launched early
-// touches no global memory before.
-AIM_DEVICE void wait_for_kernel_before() {
-#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
-  asm volatile("griddepcontrol.wait;" ::: "memory");
-#endif
-}
-
 // mapa: the address in the CTA `rank` of the cluster that corresponds to `address` here.
 AIM_DEVICE uint32_t map_to_rank(uint32_t address, uint32_t rank) {
 #ifdef __CUDACC__
