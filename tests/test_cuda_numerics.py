@@ -73,7 +73,7 @@ def judge_last_round(plan: int, sms: int, M: int) -> None:
 
 @pytest.mark.parametrize(("plan", "sms", "M"), [(2, 6, 130), (1, 2, 330), (0, 4, 600)])
 def test_last_round_is_cut(emulated: Emulated, plan: int, sms: int, M: int) -> None:
-    """Three blocks of rows with room for six or two: all or the last one are cut, into two and three columns of five."""
+    """Three blocks of rows with room for six or two: all or the last are cut, into two and three columns of five."""
     emulated(judge_last_round, plan, sms, M)
 
 
