@@ -75,7 +75,7 @@ _KERNELS = (
     ("columns_factor_missing", _COLUMNS, "const float factor = factors ? factors[ring.stage * kStepRows + row] : 1.f;", "const float factor = 1.f;"),
     ("columns_summing_warps_not_counted", _COLUMNS, " + kSumThreads / 32 * summing", ""),
     ("columns_cta_leaves_early", _COLUMNS, "  if constexpr (Layout::kCluster > 1) ptx::cluster_sync();\n#endif", "#endif"),
-    ("columns_sums_do_not_wait", _COLUMNS, "    ptx::mbarrier_wait(ring.full(), ring.phase);\n    if (mine)", "    if (mine)"),
+    ("columns_sums_do_not_wait", _COLUMNS, "    ptx::mbarrier_wait(ring.full(), ring.phase);\n#pragma unroll\n    for (int turn", "#pragma unroll\n    for (int turn"),
     ("columns_ranges_overlap", _LAYOUT, "(out.split + 1) / call.splits);", "(out.split + 1) / call.splits) + (out.split + 1 < call.splits);"),
     ("sum_without_the_last_range", _SUM, "for (int split = 0; split < sum.splits; ++split)", "for (int split = 0; split < sum.splits - 1; ++split)"),
     ("sum_dw2_not_turned", _SUM, "const float value = tile[x][row];", "const float value = tile[row][x];"),

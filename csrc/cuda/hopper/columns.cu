@@ -35,9 +35,6 @@ int64_t row_bytes(const Rows& rows, int64_t columns) {
   return (rows.ndim ? rows.stride[0] : columns) * element_size(rows.dtype);
 }
 
-// A cluster lies within a GPC of at most 18 multiprocessors, which come in pairs.
-int clusters_at_once(int cluster, int sms) { return cluster <= 2 ? sms / cluster : sms / 18 * (18 / cluster); }
-
 }  // namespace
 
 // As many ranges as make one wave of CTAs with the tiles of the products: a second wave would begin when the first
@@ -45,8 +42,9 @@ int clusters_at_once(int cluster, int sms) { return cluster <= 2 ? sms / cluster
 int splits(const BackwardParams& p, const Wanted& wanted, const Device& device) {
   const int products = wanted.dw1 + wanted.dw2;
   if (!products) return column_sum_splits(p.M, wanted.db1 * p.H + wanted.db2 * p.D, device.sms);
-  const int cluster = static_cast<int>(p.H) / find_columns_plan(p.H)->tile_h;
-  const int64_t wave = clusters_at_once(cluster, device.sms) / (products * tiles_of(p.D));
+  const ColumnsPlan& plan = *find_columns_plan(p.H);
+  const int cluster = static_cast<int>(p.H) / plan.tile_h;
+  const int64_t wave = device.sms / cluster / (products * tiles_of(p.D, plan.tile_d));
   return static_cast<int>(std::max<int64_t>(1, std::min(wave, p.M / kLeastRows)));
 }
 

@@ -10,6 +10,7 @@ namespace aim_fast::cuda::hopper {
 struct ColumnsPlan {
   int H;
   int tile_h;   // rows of a CTA's tile; the H / tile_h CTAs of a cluster have the same columns and share their operand
+  int tile_d;   // columns of it; those beyond D are zeros and are not stored
   int along_h;  // of the two consumers lie side by side along H, the others along D
   int stages;   // of 64 rows
 };
@@ -17,7 +18,7 @@ struct ColumnsPlan {
 // Each consumer's accumulators take at most 192 registers a thread, and a CTA's stages at most 227 KiB. Where both
 // orders of the consumers fit, the one with the wider instructions reads less shared memory.
 constexpr ColumnsPlan kColumnsPlans[] = {
-    {64, 64, 1, 5}, {128, 128, 2, 4}, {192, 192, 1, 4}, {256, 128, 2, 4}, {320, 64, 1, 5},
+    {64, 64, 256, 1, 5}, {128, 128, 256, 2, 4}, {192, 192, 256, 1, 4}, {256, 128, 256, 2, 4}, {320, 320, 128, 1, 4},
 };
 
 constexpr const ColumnsPlan* find_columns_plan(int64_t H) {
@@ -27,13 +28,11 @@ constexpr const ColumnsPlan* find_columns_plan(int64_t H) {
   return nullptr;
 }
 
-// Columns of a CTA's tile; those beyond D are zeros and are not stored.
-constexpr int kTileD = 256;
 // What a step multiplies: a box of TMA is as high, and 64 columns wide.
 constexpr int kStepRows = 64;
 
 constexpr int64_t steps_of(int64_t M) { return (M + kStepRows - 1) / kStepRows; }
-constexpr int64_t tiles_of(int64_t D) { return (D + kTileD - 1) / kTileD; }
+constexpr int64_t tiles_of(int64_t D, int tile_d) { return (D + tile_d - 1) / tile_d; }
 
 // Of a kernel for both products; those of one that is not wanted are not read.
 struct ColumnsCall {

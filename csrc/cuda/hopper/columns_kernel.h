@@ -41,7 +41,7 @@ AIM_DEVICE void load_steps(const ColumnsCall& call, const ColumnsJob& job, Colum
                     job.rank * Layout::kPlan.tile_h + box * 64, row);
     }
 #pragma unroll 1
-    for (int box = job.rank; box < kTileD / 64; box += Layout::kCluster) {
+    for (int box = job.rank; box < Layout::kPlan.tile_d / 64; box += Layout::kCluster) {
       const uint32_t to = ring.data() + Layout::kHiddenBytes + box * Layout::kBoxBytes;
       if constexpr (Layout::kCluster == 1) {
         ptx::tma_load(to, wide, ring.full(), column + box * 64, row);
@@ -73,17 +73,21 @@ AIM_DEVICE void load_factors(const ColumnsCall& call, const ColumnsJob& job, Col
 }
 
 // Sums of kColumns columns that begin `offset` bytes into a stage, each times its row's factor unless `factors` is
-// null; a thread sums four, and out is the place of the first column, of which `columns` exist.
+// null; a thread sums four, and four that lie 256 further where there are so many. out is the place of the first
+// column, of which `columns` exist.
 template <class T, int kColumns, class Layout>
 AIM_DEVICE void sum_columns(const uint8_t* shared, int offset, const float* factors, const ColumnsJob& job,
                             ColumnsRing<Layout> ring, float* out, int64_t columns) {
-  const int column = 4 * (threadIdx.x % 128 - 32);
-  const bool mine = column < kColumns;
-  float sum[4] = {};
+  constexpr int kAtOnce = 4 * kSumThreads, kTurns = (kColumns + kAtOnce - 1) / kAtOnce;
+  const int first = 4 * (threadIdx.x % 128 - 32);
+  float sum[kTurns][4] = {};
 #pragma unroll 1
   for (int step = job.begin; step < job.end; ++step) {
     ptx::mbarrier_wait(ring.full(), ring.phase);
-    if (mine) {
+#pragma unroll
+    for (int turn = 0; turn < kTurns; ++turn) {
+      const int column = first + turn * kAtOnce;
+      if (column >= kColumns) break;
       const uint8_t* box = shared + ring.stage * Layout::kStageBytes + offset + column / 64 * Layout::kBoxBytes;
 #pragma unroll 8
       for (int row = 0; row < kStepRows; ++row) {
@@ -91,18 +95,22 @@ AIM_DEVICE void sum_columns(const uint8_t* shared, int offset, const float* fact
         const int unit = column % 64 / 8 ^ row % 8;
         const uint2 values = *reinterpret_cast<const uint2*>(box + row * 128 + unit * 16 + column % 8 * 2);
         const float factor = factors ? factors[ring.stage * kStepRows + row] : 1.f;
-        sum[0] += factor * ptx::low<T>(values.x);
-        sum[1] += factor * ptx::high<T>(values.x);
-        sum[2] += factor * ptx::low<T>(values.y);
-        sum[3] += factor * ptx::high<T>(values.y);
+        sum[turn][0] += factor * ptx::low<T>(values.x);
+        sum[turn][1] += factor * ptx::high<T>(values.x);
+        sum[turn][2] += factor * ptx::low<T>(values.y);
+        sum[turn][3] += factor * ptx::high<T>(values.y);
       }
     }
     ring.release(ring.stage);
     ring.advance();
   }
-  if (!mine || column >= columns) return;
-  ptx::store_float2(out + column, sum[0], sum[1]);
-  ptx::store_float2(out + column + 2, sum[2], sum[3]);
+#pragma unroll
+  for (int turn = 0; turn < kTurns; ++turn) {
+    const int column = first + turn * kAtOnce;
+    if (column >= kColumns || column >= columns) break;
+    ptx::store_float2(out + column, sum[turn][0], sum[turn][1]);
+    ptx::store_float2(out + column + 2, sum[turn][2], sum[turn][3]);
+  }
 }
 
 template <class T, class Layout>
@@ -201,8 +209,8 @@ __global__ void __launch_bounds__(kColumnsThreads, 1) columns_kernel(const AIM_G
     } else if (sums_hidden) {
       sum_columns<T, kTileH>(shared, 0, nullptr, job, ring, sums + job.rank * kTileH, kTileH);
     } else if (sums_wide) {
-      sum_columns<T, kTileD>(shared, Layout::kHiddenBytes, scaled ? factors : nullptr, job, ring, sums + H + job.column,
-                             call.D - job.column);
+      sum_columns<T, Layout::kPlan.tile_d>(shared, Layout::kHiddenBytes, scaled ? factors : nullptr, job, ring,
+                                           sums + H + job.column, call.D - job.column);
     }
   }
   // No CTA ends while another may still write to its shared memory or arrive at its barriers.
@@ -213,7 +221,7 @@ __global__ void __launch_bounds__(kColumnsThreads, 1) columns_kernel(const AIM_G
 template <class T, int H>
 int launch_columns(const ColumnsCall& call, void* stream) {
   using Layout = ColumnsLayout<H>;
-  const int64_t clusters = call.splits * call.products * tiles_of(call.D);
+  const int64_t clusters = call.splits * call.products * tiles_of(call.D, Layout::kPlan.tile_d);
   const Grid grid{dim3(static_cast<unsigned>(clusters * Layout::kCluster)), dim3(kColumnsThreads), Layout::kCluster,
                   Layout::kSharedBytes};
   return launch(columns_kernel<T, H>, grid, stream, call);

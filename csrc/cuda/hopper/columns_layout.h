@@ -8,7 +8,7 @@ namespace aim_fast::cuda::hopper {
 
 constexpr int kConsumers = 2;  // warpgroups that multiply
 constexpr int kColumnsThreads = 128 * (kConsumers + 1);
-constexpr int kSumThreads = kTileD / 4;  // two warps, four columns a thread
+constexpr int kSumThreads = 64;  // two warps
 // Registers a thread; together not more than the launch gives, 168 each.
 constexpr int kConsumerRegisters = 224, kProducerRegisters = 56;
 static_assert(kConsumers * kConsumerRegisters + kProducerRegisters <= (kConsumers + 1) * 168);
@@ -19,9 +19,9 @@ struct ColumnsLayout {
   static constexpr int kCluster = H / kPlan.tile_h;
   // A consumer's part: kBlocks times 64 rows by kWidth columns.
   static constexpr int kBlocks = kPlan.tile_h / 64 / kPlan.along_h;
-  static constexpr int kWidth = kTileD * kPlan.along_h / kConsumers;
+  static constexpr int kWidth = kPlan.tile_d * kPlan.along_h / kConsumers;
   static constexpr int kBoxBytes = kStepRows * 128;
-  static constexpr int kHiddenBytes = kPlan.tile_h / 64 * kBoxBytes, kWideBytes = kTileD / 64 * kBoxBytes;
+  static constexpr int kHiddenBytes = kPlan.tile_h / 64 * kBoxBytes, kWideBytes = kPlan.tile_d / 64 * kBoxBytes;
   static constexpr int kStageBytes = kHiddenBytes + kWideBytes;
   static constexpr int kStages = kPlan.stages;
   // The stages' data, two barriers to each, and the factors of its rows.
@@ -79,13 +79,13 @@ struct ColumnsJob {
 
   template <class Layout>
   static AIM_DEVICE ColumnsJob of(const ColumnsCall& call) {
-    const int tiles = static_cast<int>(tiles_of(call.D)), jobs = call.products * tiles;
+    const int tiles = static_cast<int>(tiles_of(call.D, Layout::kPlan.tile_d)), jobs = call.products * tiles;
     const int cluster = blockIdx.x / Layout::kCluster, job = cluster % jobs;
     const int64_t steps = steps_of(call.M);
     ColumnsJob out;
     out.product = call.first + job / tiles;
     out.split = cluster / jobs;
-    out.column = int64_t{job % tiles} * kTileD;
+    out.column = int64_t{job % tiles} * Layout::kPlan.tile_d;
     out.rank = Layout::kCluster > 1 ? ptx::cluster_rank() : 0;
     out.begin = static_cast<int>(steps * out.split / call.splits);
     out.end = static_cast<int>(steps * (out.split + 1) / call.splits);
