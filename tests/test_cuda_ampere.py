@@ -258,11 +258,6 @@ def test_padding_stays_zero() -> None:
     call.tensors["x"][33, 5] = math.inf
     assert run_forward(call)["y"].isfinite().all()  # tanh of an infinite z is 1 or -1
 
-    call = build(Case((70, 40), 24, activation="relu", skip=False))
-    call.z.fill_(-1.0)  # nothing passes
-    call.dy[33, 5] = math.inf
-    assert not run_backward(call)["dx"].any()
-
 
 @pytest.mark.parametrize(("D", "H", "dtype"), [(36, 16, BF16), (40, 20, BF16), (40, 264, BF16), (40, 16, FP32)])
 def test_refusal(D: int, H: int, dtype: torch.dtype) -> None:

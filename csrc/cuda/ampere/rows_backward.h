@@ -45,9 +45,7 @@ AIM_DEVICE void make_hidden(RowsTile<T, kHidden, true>& tile, const float (&sums
         }
       }
 #pragma unroll
-      for (int i = 0; i < 16; ++i) {  // beyond H the sums are NaN where dy has inf
-        dh[i] = column + i / 4 * 8 < call.H ? sums[group * 4 + i / 4][i % 4] * factor[i % 4 / 2] : 0.f;
-      }
+      for (int i = 0; i < 16; ++i) dh[i] = sums[group * 4 + i / 4][i % 4] * factor[i % 4 / 2];
       activate_backward<T>(call.activation, z, dh);
       if (call.h && tile.is_first_part()) {
 #pragma unroll
