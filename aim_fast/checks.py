@@ -12,7 +12,7 @@ from aim_fast.reference import ACTIVATIONS
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 _STRIDED = torch.strided
-_TENSORS = (nn.Parameter, Tensor)  # known without asking for their base classes
+PLAIN = (nn.Parameter, Tensor)  # known without asking for their base classes; another class may see its operators
 _NAMES = ("x", "w1", "w2", "b1", "b2", "row_scale", "residual", "scale")  # the first three are never None
 
 
@@ -64,7 +64,7 @@ def check_arguments(
     device, values = x.device, (x, w1, w2, b1, b2, row_scale, residual, scale_tensor)
     for value in values:
         if value is not None and (
-            (type(value) not in _TENSORS and not isinstance(value, Tensor))
+            (type(value) not in PLAIN and not isinstance(value, Tensor))
             or value.layout is not _STRIDED
             or value.dtype not in DTYPES
             or value.device != device

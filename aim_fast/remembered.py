@@ -10,9 +10,9 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor, nn
 
 from aim_fast import tuning
+from aim_fast.checks import PLAIN
 from aim_fast.reference import transformed
 from aim_fast.triton_device import allow_tf32
 
@@ -20,7 +20,6 @@ if TYPE_CHECKING:
     from aim_fast.dispatch import Call
 
 MOST = 4096  # choices; a loop over ever new sizes finds none of them again, so then all are dropped
-_PLAIN = (Tensor, nn.Parameter)  # the sizes of other classes may be symbols
 
 # Backends by `_key_of`. To read, to write and to clear are each one step of a dict, whichever thread takes it.
 _chosen: dict[tuple[Any, ...], str] = {}
@@ -52,7 +51,7 @@ def _key_of(call: Call, forced: str) -> tuple[Any, ...] | None:
     """All that a choice depends on; None where it is made anew, since something traces, transforms or exports."""
     tensors: Sequence[Any] = call.tensors
     x, w1, b1, w2, b2, scale, row_scale, residual = tensors
-    if torch.compiler.is_compiling() or type(x) not in _PLAIN or type(w1) not in _PLAIN:
+    if torch.compiler.is_compiling() or type(x) not in PLAIN or type(w1) not in PLAIN:
         return None
     if transformed() or in_onnx_export():
         return None

@@ -14,15 +14,15 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from aim_fast import nvidia, ops, triton_backward, triton_forward
+from aim_fast.checks import PLAIN
 from aim_fast.triton_device import load_class
 
 # (tensors as in `dispatch.Call`, dtype, skip, whether a train step is weighed) -> the name of a backend
 Choose = Callable[[Sequence[Tensor | None], torch.dtype, bool, bool], str]
 BACKENDS = ("cuda", "triton")  # that share a device
-_PLAIN = (Tensor, nn.Parameter)  # another class may see its operators
 _BACKEND_SELECT, _IN_PLACE_OR_VIEW = (
     torch._C.DispatchKeySet(key) for key in (torch._C.DispatchKey.BackendSelect, torch._C.DispatchKey.ADInplaceOrView)
 )
@@ -77,7 +77,7 @@ def _unobserved(tensors: Sequence[Tensor | None]) -> bool:
         return False
     for t in tensors:  # noqa: SIM110, a generator costs more
         # A view that stands for the negative is made one by the operator.
-        if t is not None and (type(t) not in _PLAIN or t.is_neg()):
+        if t is not None and (type(t) not in PLAIN or t.is_neg()):
             return False
     return True
 

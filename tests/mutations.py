@@ -98,8 +98,8 @@ _PYTHON = (
     # The way to a kernel.
     ("past_modes", "aim_fast/routing.py", "or torch._C._dispatch_tls_local_include_set().raw_repr() not in _USUAL", "or False",
      _only("routing")),
-    ("past_other_classes", "aim_fast/routing.py", "(type(t) not in _PLAIN or t.is_neg())", "t.is_neg()", _only("routing", "way")),
-    ("past_the_sign", "aim_fast/routing.py", "(type(t) not in _PLAIN or t.is_neg())", "type(t) not in _PLAIN", _only("routing", "way")),
+    ("past_other_classes", "aim_fast/routing.py", "(type(t) not in PLAIN or t.is_neg())", "t.is_neg()", _only("routing", "way")),
+    ("past_the_sign", "aim_fast/routing.py", "(type(t) not in PLAIN or t.is_neg())", "type(t) not in PLAIN", _only("routing", "way")),
     ("past_the_profiler", "aim_fast/routing.py", "or torch.autograd._profiler_enabled()", "or False", _only("routing", "way")),
     # Compilers, transforms and exports.
     ("transform_not_seen", "aim_fast/reference.py", "return torch._C._are_functorch_transforms_active() or",
