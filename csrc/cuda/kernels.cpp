@@ -76,12 +76,7 @@ class Preparation {
     if (rows && !aligned(rows)) copy(rows, count, columns, rows.dtype);
   }
 
-  int run(void* stream) const {
-    for (const Conversion& conversion : conversions_) {
-      if (const int error = convert(conversion, stream)) return error;
-    }
-    return 0;
-  }
+  int run(void* stream) const { return convert(conversions_, stream); }
 
  private:
   void copy(Rows& rows, int64_t count, int64_t columns, Dtype dtype) {
