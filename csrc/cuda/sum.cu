@@ -4,7 +4,7 @@
 //     db1 [H], db2 [D] from sums [., H + D] alike;  dscale_d = alpha (sum over h of w2[d, h] P[h, d] + b2_d q_d)
 //
 // Tiling    a block of 256 threads to 32 x 32 of a product, or to 256 columns of the sums
-// Flow      1. a warp reads 32 neighbours of each range, in the ranges' order; dw2 turns its tile in shared memory
+// Flow      1. a warp reads 4 x 32 neighbours of each range, in the ranges' order; dw2 turns its tile in shared memory
 //           2. dscale: each tile of P leaves its part of the sum over h in the workspace, where its first row was, and
 //              q is left alike; a second kernel adds these, and where the scale is one number, over all d
 // Memory    4 B per range and element of what is wanted, read once; nothing else of the workspace is read
@@ -20,8 +20,9 @@ namespace {
 
 constexpr int kTile = 32;
 constexpr int kThreads = 256;
-constexpr int kRowsAtOnce = kThreads / kTile;        // of a tile
-constexpr int kRowsPerThread = kTile / kRowsAtOnce;  // of a tile
+constexpr int kPerThread = 4;  // of a tile: neighbours in a row, a vector
+constexpr int kPerRow = kTile / kPerThread;
+constexpr int kRowsAtOnce = kThreads / kTile;  // of a tile, when dw2 goes through it column by column
 constexpr int kScaleThreads = 1024;
 
 struct Sum {
@@ -50,46 +51,45 @@ struct Sum {
   }
 };
 
-// A tile of one product, over all ranges: rows h0 + y + 8 i of column d; 0 beyond the matrix.
-AIM_DEVICE void sum_tile(const Sum& sum, int product, int64_t h, int64_t d, float (&total)[kRowsPerThread]) {
+// Elements (h, d) to (h, d + 3) of one product, over all ranges; 0 beyond the matrix. D is a multiple of 4.
+AIM_DEVICE void sum_ranges(const Sum& sum, int product, int64_t h, int64_t d, float (&total)[kPerThread]) {
   const int64_t size = sum.H * sum.D;
   const float* first = sum.dw + product * size + h * sum.D + d;
 #pragma unroll
-  for (int i = 0; i < kRowsPerThread; ++i) total[i] = 0.f;
-  if (d >= sum.D) return;
-#pragma unroll 4
+  for (int i = 0; i < kPerThread; ++i) total[i] = 0.f;
+  if (h >= sum.H || d >= sum.D) return;
+#pragma unroll 8
   for (int split = 0; split < sum.splits; ++split) {
-#pragma unroll
-    for (int i = 0; i < kRowsPerThread; ++i) {
-      if (h + i * kRowsAtOnce < sum.H) total[i] += first[2 * split * size + i * kRowsAtOnce * sum.D];
-    }
+    const float4 part = *reinterpret_cast<const float4*>(first + 2 * split * size);
+    total[0] += part.x;
+    total[1] += part.y;
+    total[2] += part.z;
+    total[3] += part.w;
   }
 }
 
 AIM_DEVICE void write_dw1(const Sum& sum, int64_t h0, int64_t d0) {
-  const int64_t d = d0 + threadIdx.x % kTile, first = h0 + threadIdx.x / kTile;
-  float total[kRowsPerThread];
-  sum_tile(sum, 0, first, d, total);
+  const int64_t h = h0 + threadIdx.x / kPerRow, d = d0 + threadIdx.x % kPerRow * kPerThread;
+  float total[kPerThread];
+  sum_ranges(sum, 0, h, d, total);
+  if (h >= sum.H || d >= sum.D) return;
 #pragma unroll
-  for (int i = 0; i < kRowsPerThread; ++i) {
-    const int64_t h = first + i * kRowsAtOnce;
-    if (h < sum.H && d < sum.D) store_float(sum.dw1.data, sum.dw1.dtype, h * sum.D + d, total[i]);
-  }
+  for (int i = 0; i < kPerThread; ++i) store_float(sum.dw1.data, sum.dw1.dtype, h * sum.D + d + i, total[i]);
 }
 
 // dw2, and the tile's part of dscale.
 AIM_DEVICE void write_dw2(const Sum& sum, int64_t h0, int64_t d0) {
   __shared__ float tile[kTile][kTile + 1];  // [h, d]; the odd pitch keeps columns on different banks
-  const int x = threadIdx.x % kTile, y = threadIdx.x / kTile;
-  float total[kRowsPerThread];
-  sum_tile(sum, 1, h0 + y, d0 + x, total);
+  const int row_of_tile = threadIdx.x / kPerRow, column = threadIdx.x % kPerRow * kPerThread;
+  float total[kPerThread];
+  sum_ranges(sum, 1, h0 + row_of_tile, d0 + column, total);
 #pragma unroll
-  for (int i = 0; i < kRowsPerThread; ++i) tile[y + i * kRowsAtOnce][x] = total[i];
+  for (int i = 0; i < kPerThread; ++i) tile[row_of_tile][column + i] = total[i];
   __syncthreads();
+  const int x = threadIdx.x % kTile, y = threadIdx.x / kTile;
   const int64_t h = h0 + x;
 #pragma unroll
-  for (int i = 0; i < kRowsPerThread; ++i) {
-    const int row = y + i * kRowsAtOnce;
+  for (int row = y; row < kTile; row += kRowsAtOnce) {
     const int64_t d = d0 + row;  // the same for the whole warp
     if (d >= sum.D) break;
     const float value = tile[x][row];
