@@ -3,6 +3,7 @@
 #include <iterator>
 
 #include "cuda/hopper/columns.h"
+#include "cuda/hopper/rows_plan.h"
 #include "cuda/hopper/rows_rule.h"
 #include "cuda/kernels.h"
 #include "cuda/tensor_map.h"
@@ -35,7 +36,8 @@ Launch find_launch(int64_t H, bool backward) {
 
 int plans(const Problem& p, const Device&, bool) {
   const bool width = std::find(std::begin(kWidths), std::end(kWidths), p.H) != std::end(kWidths);
-  return width && p.D > 0 && p.D % kColumns == 0 && p.dtype != Dtype::kFloat32 ? kRowsPlans : 0;
+  if (!width || p.D <= 0 || p.D % kColumns || p.dtype == Dtype::kFloat32) return 0;
+  return p.H == kThreeConsumersH ? kRowsPlans : kRowsPlans - 1;
 }
 
 // One stride from row to row: what a tensor map can say.
@@ -77,7 +79,9 @@ int fill_call(RowsCall& call, const Problem& p, const Rows& input, const Rows& o
 
 int run(RowsCall& call, const Problem& p, const Rows& input, const Device& device, bool backward) {
   const bool float_input = input.dtype == Dtype::kFloat32;
-  const RowsSize size{p.M, p.D, p.H, call.second, device.sms};
+  const bool plain = p.dtype == Dtype::kBFloat16 ? is_plain<ptx::BFloat16>(call) : is_plain<ptx::Half>(call);
+  const bool three = p.H == kThreeConsumersH && !float_input && (plain || !call.second);
+  const RowsSize size{p.M, p.D, p.H, call.second, device.sms, three};
   const Launch launch =
       p.dtype == Dtype::kBFloat16 ? find_launch<ptx::BFloat16>(p.H, backward) : find_launch<ptx::Half>(p.H, backward);
   if (!launch || device.plan >= kRowsPlans) return kInvalidValue;

@@ -15,7 +15,7 @@ constexpr int kBlockBytes = kWarpRows * 128;  // a warp's part of it
 // Work is dealt out in items: a block of rows with all of the second product's columns or, where the last round would
 // leave multiprocessors idle, with a part of them.
 struct RowsGrid {
-  int consumers;  // of 64 rows, in a CTA
+  int consumers;  // of 64 rows, in a CTA: 1 to 3
   int cluster;    // CTAs that share the weights' tiles: 1 or 2
   int whole;      // blocks, the first ones, that are an item each
   int parts;      // items of each of the other blocks, each of which forms z again
@@ -38,6 +38,14 @@ struct RowsCall {
   int kept;   // input tiles that the second product of a whole block finds still in the ring
   RowsGrid grid;
 };
+
+// Whether the results are of T and leave by TMA, b2 and a residual are of T too, and the scale is no vector.
+template <class T>
+constexpr bool is_plain(const RowsCall& call) {
+  constexpr Dtype kType = std::is_same_v<T, ptx::BFloat16> ? Dtype::kBFloat16 : Dtype::kFloat16;
+  return call.out_by_map && !call.wide_scale && (!call.residual || call.residual.dtype == kType) &&
+         (!call.b2 || call.b2.dtype == kType);
+}
 
 // Instantiated under instances/ for both types and every H. ctas: a multiple of the cluster; returns a cudaError_t.
 template <class T, int H>

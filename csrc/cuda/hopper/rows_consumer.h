@@ -35,19 +35,22 @@ class Consumer {
       float z[H / 2];              // [64, H]; dh in the backward
       uint32_t hidden[H / 16][4];  // the same rounded, as the second product's operand; dz in the backward
       first_product(z, item);
-      if constexpr (Plan::kOneBranch) {
-        with_activation(call_.activation, [&]<Activation A>() {
-          through_activation(z, hidden, item, [](auto&... values) { pass<A>(values...); });
-        });
+      const auto pass_all = [&]<Activation A>() {
+        through_activation(z, hidden, item, [](auto&... values) { pass<A>(values...); });
+      };
+      if constexpr (Plan::kOneBranch && !Plan::kFewRegisters) {
+        with_activation(call_.activation, pass_all);
+      } else if (Plan::kFewRegisters && call_.activation == Activation::kGelu) {
+        pass_all.template operator()<Activation::kGelu>();
       } else {
         through_activation(z, hidden, item, [this](auto&... values) {
           with_activation(call_.activation, [&]<Activation A>() { pass<A>(values...); });
         });
       }
       if (!item.count) continue;
-      if (Output<Plan, true>::is_plain(call_)) {
+      if (Plan::kFewRegisters || is_plain<T>(call_)) {
         second_product<true>(hidden, item);
-      } else {
+      } else if constexpr (!Plan::kFewRegisters) {
         second_product<false>(hidden, item);
       }
     }

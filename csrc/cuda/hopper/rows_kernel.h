@@ -62,6 +62,9 @@ int launch_plan(RowsCall& call, int ctas, void* stream) {
 template <class T, int H, bool kBackward>
 int launch_rows(RowsCall& call, bool float_input, int ctas, void* stream) {
   if (float_input) return launch_plan<RowsPlan<T, H, kBackward, true>>(call, ctas, stream);
+  if constexpr (H == kThreeConsumersH) {
+    if (call.grid.consumers == 3) return launch_plan<RowsPlan<T, H, kBackward, false, 3>>(call, ctas, stream);
+  }
   return launch_plan<RowsPlan<T, H, kBackward, false>>(call, ctas, stream);
 }
 

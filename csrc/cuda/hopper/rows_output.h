@@ -8,7 +8,7 @@ namespace aim_fast::cuda::hopper {
 
 // Forward: y = factor * scale * (o + b2) + skip * x + residual;  K1: dx = o + skip * dy.
 //
-// kPlain: the results are of T and leave by TMA, b2 and a residual are of T too, and the scale is no vector.
+// kPlain: as is_plain says.
 //
 // For each block: prepare, take, write.
 template <class Plan, bool kPlain>
@@ -20,19 +20,15 @@ class Output {
   // What there are registers for: the next block's product beside the writing of this one, b2 a block ahead, and the
   // skip's rows, as they are, before the product is waited for.
   static constexpr bool kOverlaps = kPlain || Plan::kBackward || Plan::H < 256;
-  static constexpr bool kAsksAhead = kBiasEarly && kOverlaps;
-  static constexpr bool kKeepsInput = kPlain && !Plan::kFloatInput && (Plan::kBackward || Plan::H != 256);
-
-  AIM_DEVICE static bool is_plain(const RowsCall& call) {
-    constexpr Dtype kType = std::is_same_v<T, ptx::BFloat16> ? Dtype::kBFloat16 : Dtype::kFloat16;
-    return call.out_by_map && !call.wide_scale && (!call.residual || call.residual.dtype == kType) &&
-           (!call.b2 || call.b2.dtype == kType);
-  }
+  static constexpr bool kAsksAhead = kBiasEarly && kOverlaps && !Plan::kFewRegisters;
+  static constexpr bool kKeepsInput =
+      kPlain && !Plan::kFloatInput && !Plan::kFewRegisters && (Plan::kBackward || Plan::H != 256);
 
   // column: of the first block.
   AIM_DEVICE Output(const RowsCall& call, Staging<Plan::kTurns>& staging, int lane, int column)
       : call_(call), staging_(staging), lane_(lane) {
     if constexpr (kAsksAhead) ask(column);
+    if (Plan::kFloatInput && residual_is_float()) prefetch_residual(column);
   }
 
   // The block at `column`, whose input rows have come; `next` is the column of the one after it.
@@ -43,6 +39,7 @@ class Output {
         staging_.fetch_residual(column);
       }
       if (kBiasEarly && call_.b2) take_bias(column, next);
+      if (Plan::kFloatInput && residual_is_float()) prefetch_residual(next);
     }
     if constexpr (kKeepsInput) {
       if (call_.skip) {
@@ -96,8 +93,10 @@ class Output {
   }
 
   AIM_DEVICE void write(float2 (&v)[4][4], int column) {
-    if constexpr (!Plan::kBackward) {
-      if (call_.residual) add_residual(v, column);
+    if (residual_staged()) {
+      add_staged_residual(v);
+    } else if (residual_is_float()) {
+      add_residual(v, column);
     }
     if (direct()) {
 #pragma unroll
@@ -124,9 +123,10 @@ class Output {
 
  private:
   AIM_DEVICE bool direct() const { return !kPlain && call_.out_rows.dtype == Dtype::kFloat32; }
-  AIM_DEVICE bool residual_staged() const {
-    return !Plan::kBackward && call_.residual && (kPlain || call_.residual.dtype != Dtype::kFloat32);
+  AIM_DEVICE bool residual_is_float() const {
+    return !Plan::kBackward && !kPlain && call_.residual && call_.residual.dtype == Dtype::kFloat32;
   }
+  AIM_DEVICE bool residual_staged() const { return !Plan::kBackward && call_.residual && !residual_is_float(); }
   template <class F>
   AIM_DEVICE void with_out_type(F&& f) const {
     if constexpr (kPlain) {
@@ -178,21 +178,26 @@ class Output {
     }
   }
 
+  // Of fp32, into L2: a lane fetches half of a row's 256 bytes.
+  AIM_DEVICE void prefetch_residual(int column) const {
+    ptx::prefetch_l2(staging_.residual_row(lane_ / 2) + 4 * column + lane_ % 2 * 128);
+  }
+
+  // Of fp32: four lanes read the 32 bytes of a sector.
   AIM_DEVICE void add_residual(float2 (&v)[4][4], int column) const {
-    if (!residual_staged()) {
-      // Four lanes read the 32 bytes of a sector.
 #pragma unroll
-      for (int j = 0; j < 4; ++j) {
-        float2 w[4];
+    for (int j = 0; j < 4; ++j) {
+      float2 w[4];
 #pragma unroll
-        for (int q = 0; q < 4; ++q) {
-          const int at = column + 16 * j + pair_column(lane_, q);
-          w[q] = *reinterpret_cast<const float2*>(staging_.residual_row(pair_row(lane_, q)) + 4 * at);
-        }
-        add(v[j], w);
+      for (int q = 0; q < 4; ++q) {
+        const int at = column + 16 * j + pair_column(lane_, q);
+        w[q] = *reinterpret_cast<const float2*>(staging_.residual_row(pair_row(lane_, q)) + 4 * at);
       }
-      return;
+      add(v[j], w);
     }
+  }
+
+  AIM_DEVICE void add_staged_residual(float2 (&v)[4][4]) const {
     ptx::cp_async_wait<0>();
     __syncwarp();
     const auto add_staged = [&]<class In>() {

@@ -12,13 +12,16 @@
 
 namespace aim_fast::cuda::hopper {
 
-template <class T_, int H_, bool kBackward_, bool kFloatInput_>
+// Where three consumers have registers enough: at this H, with rows of 16 bits, in calls that Output calls plain.
+constexpr int kThreeConsumersH = 192;
+
+template <class T_, int H_, bool kBackward_, bool kFloatInput_, int kConsumers_ = 2>
 struct RowsPlan {
   using T = T_;
   static constexpr int H = H_;
   static constexpr bool kBackward = kBackward_;
   static constexpr bool kFloatInput = kFloatInput_;  // x or dy in fp32: two boxes of 32 columns a consumer
-  static constexpr int kConsumers = 2;               // at most; a launch may have fewer
+  static constexpr int kConsumers = kConsumers_;     // of two a launch may have fewer
   static constexpr int kThreads = 128 * (kConsumers + 1);
 
   static constexpr int kChunks = H / kColumns;
@@ -46,10 +49,13 @@ struct RowsPlan {
   // every eight values the forward takes 1.05 times as long on an H200 at H = 192, 1.35 times at 256. Wider ones would
   // spill registers.
   static constexpr bool kOneBranch = H < 256 || (H == 256 && (kBackward || !kFloatInput));
+  // Three consumers have registers for that of the GELU alone, and for no more than a block in the epilogue.
+  static constexpr bool kFewRegisters = kConsumers == 3;
 
   // What setmaxnreg gives each role.
-  static constexpr int kRegisters = 232, kProducerRegisters = 40;
+  static constexpr int kRegisters = kFewRegisters ? 160 : 232, kProducerRegisters = kFewRegisters ? 32 : 40;
 
+  static_assert(kConsumers == 2 || (kConsumers == 3 && H == kThreeConsumersH && !kFloatInput));
   static_assert(H % kColumns == 0 && H <= 320, "the hidden block is at most 160 accumulators a thread");
   static_assert(kStages >= 2, "the producer has to run ahead of the consumers");
   static_assert(kStageBytes % 1024 == 0 && kStaging % 1024 == 0, "the swizzle repeats every 1024 bytes");

@@ -12,14 +12,16 @@ struct RowsSize {
   int64_t M, D, H;
   bool second;  // y or dx is wanted
   int sms;
+  bool three;  // consumers can run it
 };
 
 // 0  two consumers, cluster of two    256 rows share a reading of the weights
 // 1  two consumers                    128 rows
 // 2  one consumer                     64 rows, for calls that would leave multiprocessors idle
+// 3  three consumers                  192 rows, at H = 192; plan 1 where they cannot run the call
 //
 // What does not fill the last round is cut into parts of the columns.
-constexpr int kRowsPlans = 3;
+constexpr int kRowsPlans = 4;
 
 constexpr int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
@@ -40,7 +42,8 @@ constexpr int64_t clusters_of(const RowsSize& size, const RowsGrid& grid) {
 // What the busiest multiprocessor takes for its blocks, in bytes that arrive in it, of which an H100 takes 51 KB in a
 // microsecond. A block reads x and the first weight; what the activation takes is as long as 10 B for each value of the
 // hidden block; then come x again for the skip, y on its way out, and the second weight. A cluster halves what leaves
-// L2, not what arrives. Beside measured forwards, M = 197, 1576, 12608, 18912 and 50432 at D = 768, H = 192: 11 us
+// L2, not what arrives. Three consumers take a fifth longer than that: 37 us for a block on an H200, where two take 23 to
+// 25. Beside measured forwards, M = 197, 1576, 12608, 18912 and 50432 at D = 768, H = 192: 11 us
 // (12), 12 (14), 28 (27), 44 (44) and 84 (86).
 constexpr int64_t rows_cost(const RowsSize& size, const RowsGrid& grid) {
   const int64_t room = room_of(size, grid), rounds = grid.whole / room;
@@ -48,11 +51,14 @@ constexpr int64_t rows_cost(const RowsSize& size, const RowsGrid& grid) {
   const int64_t rows = int64_t{kGroupRows} * grid.consumers, weights = 2 * size.D * size.H;
   const int64_t first = rows * (2 * size.D + 10 * size.H) + weights;
   const int64_t second = size.second ? rows * 4 * size.D + weights : 0;
-  return rounds * (first + second) + last * (first + second / grid.parts);
+  const int64_t cost = rounds * (first + second) + last * (first + second / grid.parts);
+  return grid.consumers == 3 ? cost * 6 / 5 : cost;
 }
 
 constexpr RowsGrid rows_grid(const RowsSize& size, int plan) {
-  RowsGrid best = plan < 2 ? RowsGrid{2, 2 - plan, 0, 1} : RowsGrid{1, 1, 0, 1};
+  if (plan == 3 && !size.three) plan = 1;
+  constexpr int kOf[kRowsPlans][2] = {{2, 2}, {2, 1}, {1, 1}, {3, 1}};  // consumers, cluster
+  RowsGrid best = {kOf[plan][0], kOf[plan][1], 0, 1};
   const int64_t room = room_of(size, best);
   best.whole = static_cast<int>(blocks_of(size, best) / room * room);
   const int parts = size.second ? static_cast<int>(size.D / kColumns) : 1;

@@ -80,6 +80,15 @@ AIM_DEVICE int computed_here(int v) {
 // ld.b32: 4 aligned bytes in one access (memcpy would be taken for unaligned).
 AIM_DEVICE uint32_t load32(const void* p) { return *static_cast<const uint32_t*>(p); }
 
+// prefetch.global.L2: the cache line at p, which must be valid.
+AIM_DEVICE void prefetch_l2(const void* p) {
+#ifdef __CUDACC__
+  asm volatile("prefetch.global.L2 [%0];" ::"l"(p));
+#else
+  (void)*static_cast<const volatile char*>(p);
+#endif
+}
+
 // st.v2.f32: 8 aligned bytes in one access.
 AIM_DEVICE void store_float2(float* p, float a, float b) { *reinterpret_cast<float2*>(p) = float2{a, b}; }
 
