@@ -192,6 +192,25 @@ def nearest(gpu: Gpu, load: str, M: int, D: int, H: int) -> Row | None:
     return near if near is not None and M / REACH <= near.M <= M * REACH else None
 
 
+def timed(gpu: Gpu, load: str, M: int, D: int, H: int, train: bool) -> tuple[dict[str, float], str]:
+    """Device seconds of each backend, and the rows that say so: measured, or between two measurements on a power of M.
+
+    One measurement speaks alone where the next is more than REACH squared away from it; none: no times.
+    """
+    row = nearest(gpu, load, M, D, H)
+    if row is None:
+        return {}, ""
+    rows = table(gpu).rows[load, D, H]
+    low = max((one for one in rows if one.M <= M), key=lambda one: one.M, default=row)
+    high = min((one for one in rows if one.M >= M), key=lambda one: one.M, default=row)
+    if not low.M < high.M <= low.M * REACH**2:
+        low = high = row
+    first, last = (one.train if train else one.forward for one in (low, high))
+    part = math.log(M / low.M) / math.log(high.M / low.M) if low is not high else 0.0
+    times = {name: first[name] ** (1 - part) * last[name] ** part for name in first if name in last}
+    return times, f"M = {low.M}" + (f" and {high.M}" if low is not high else "")
+
+
 def plan(gpu: Gpu, kernel: str, load: str, M: int, D: int, H: int, sides: int, dims: int = 1) -> Plan:
     """The plan of a kernel that has tiles: the one measured to be fastest, else what the tiling table puts first."""
     row = nearest(gpu, load, M, D, H)
@@ -215,12 +234,12 @@ def advice(gpu: Gpu, case: estimate.Case, train: bool, backend: str) -> tuple[bo
     The CUDA kernels are where they were measured and nothing was faster; Triton where it is faster than eager, as
     measured or else estimated.
     """
-    row, found = nearest(gpu, case.load, case.M, case.D, case.H), table(gpu)
+    found = table(gpu)
+    times, rows = timed(gpu, case.load, case.M, case.D, case.H, train)
     ignored = f"; {found.reason}" if found.reason else ""
     at = f"M = {case.M}, D = {case.D}, H = {case.H} on {gpu.name}"
-    times = {} if row is None else row.train if train else row.forward
-    if row is not None and backend in times:
-        basis = f"measured on {found.gpu} at M = {row.M}{ignored}"
+    if backend in times:
+        basis = f"measured on {found.gpu} at {rows}{ignored}"
         rivals = {name: seconds for name, seconds in times.items() if name != backend}
         fused = times[backend]
         worth = fused < min(rivals.values() if backend == "cuda" else [rivals["eager"]])

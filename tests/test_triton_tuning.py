@@ -288,3 +288,22 @@ def test_estimates_and_measurements_speak_of_the_same_loads() -> None:
         for D, H in tune.SHAPES:
             case = Case(1000, D, H, load, 2, 2, 2, 2)
             assert estimate.best_plan(GPU, "fwd", case) is not None
+
+
+def test_times_lie_between_two_measurements() -> None:
+    """On a power of M, so that neither end speaks for all rows up to the middle; further away one speaks alone."""
+    (row,) = timed(cuda=40.0, eager=30.0)["half", 768, 192][:1]
+    later = row._replace(M=4 * row.M, forward={"cuda": 80e-6, "eager": 120e-6})
+    far = row._replace(M=20 * row.M)
+    tuning.save(GPU, {("half", 768, 192): [row, later, far]}, {})
+
+    def times(M: int) -> tuple[dict[str, float], str]:
+        found, at = tuning.timed(GPU, "half", M, 768, 192, False)
+        return {name: round(1e6 * seconds, 3) for name, seconds in found.items()}, at
+
+    assert times(row.M) == ({"cuda": 40.0, "eager": 30.0}, f"M = {row.M}")
+    assert times(2 * row.M) == ({"cuda": 56.569, "eager": 60.0}, f"M = {row.M} and {later.M}")
+    assert times(12 * row.M) == ({"cuda": 40.0, "eager": 30.0}, f"M = {far.M}")
+    assert times(8 * row.M) == ({"cuda": 80.0, "eager": 120.0}, f"M = {later.M}")
+    assert times(row.M // 3) == ({}, "")
+    assert tuning.advice(GPU, CASE._replace(M=2 * row.M), False, "cuda")[0]  # the nearest alone would have said eager
