@@ -13,7 +13,7 @@ _TILE, _TILES = "csrc/cuda/ampere/rows_tile.h", "csrc/cuda/ampere/tiles.h"
 _AMPERE_RING = "csrc/cuda/ampere/rows_ring.h"
 _FORWARD, _BACKWARD = "csrc/cuda/ampere/rows_forward.h", "csrc/cuda/ampere/rows_backward.h"
 _AMPERE_COLUMNS = "csrc/cuda/ampere/columns.h"
-_ACTIVATION = "csrc/cuda/activation.h"
+_ACTIVATION, _CONVERT = "csrc/cuda/activation.h", "csrc/cuda/convert.cu"
 
 # name, file, what stands there once, what is put there, the tests that must see it
 # fmt: off
@@ -78,9 +78,14 @@ _KERNELS = (
     ("columns_cta_leaves_early", _COLUMNS, "  if constexpr (Layout::kCluster > 1) ptx::cluster_sync();\n#endif", "#endif"),
     ("columns_sums_do_not_wait", _COLUMNS, "    ptx::mbarrier_wait(ring.full(), ring.phase);\n#pragma unroll\n    for (int turn", "#pragma unroll\n    for (int turn"),
     ("columns_ranges_overlap", _LAYOUT, "(out.split + 1) / call.splits);", "(out.split + 1) / call.splits) + (out.split + 1 < call.splits);"),
-    ("sum_without_the_last_range", _SUM, "for (int split = 0; split < sum.splits; ++split)", "for (int split = 0; split < sum.splits - 1; ++split)"),
+    ("sum_without_the_last_range", _SUM, "if (split + i >= sum.splits) break;", "if (split + i >= sum.splits - 1) break;"),
     ("sum_dw2_not_turned", _SUM, "const float value = tile[x][row];", "const float value = tile[row][x];"),
-    ("sum_no_barrier", _SUM, "  __syncthreads();\n  const int64_t h = h0 + x;", "  const int64_t h = h0 + x;"),
+    ("sum_no_barrier", _SUM, "  __syncthreads();\n  const int x = threadIdx.x % kTile,", "  const int x = threadIdx.x % kTile,"),
+    # Conversions: the second of a launch, and the factor of rows that go by vectors.
+    ("convert_first_of_a_launch", _CONVERT, "jobs.job[blockIdx.y]", "jobs.job[0]"),
+    ("convert_vectors_without_factor", _CONVERT, "v[k] *= factor;", "v[k] *= 1.f;"),
+    # Three consumers: that they run at all, and by which activation.
+    ("rows_three_consumers_other_gelu", _CONSUMER, "pass_all.template operator()<Activation::kGelu>();", "pass_all.template operator()<Activation::kGeluTanh>();"),
     ("sum_db2_without_factor", _SUM, "sum.db2.dtype, d, sum.factor(d) * total", "sum.db2.dtype, d, total"),
     # sm_80 and up.
     ("ampere_copies_not_waited_for", _AMPERE_RING, "ptx::cp_async_wait<kStages - 2>();", "ptx::cp_async_wait<kStages - 1>();"),

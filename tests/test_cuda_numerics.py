@@ -19,7 +19,7 @@ from cuda_cases import BOTH, CASES, ONLY, PLANS, full
 from emulation import EAGER, LAZY, RANDOM
 from interpreter import fill_new_memory
 from judge import TRAINABLE, assert_judged, evaluate, exact, judge, make_inputs
-from numeric_cases import BF16, FP16, FP32, build
+from numeric_cases import BF16, FP16, FP32, Case, build, same
 from test_mixed import AUTOCAST, PROMOTED, under, users_code
 from test_mixed import inputs as mixed_inputs
 from test_nonfinite import INF, NAN, assert_same_positions
@@ -75,6 +75,24 @@ def judge_last_round(plan: int, sms: int, M: int) -> None:
 def test_last_round_is_cut(emulated: Emulated, plan: int, sms: int, M: int) -> None:
     """Three blocks of rows with room for six or two: all or the last are cut, into two and three columns of five."""
     emulated(judge_last_round, plan, sms, M)
+
+
+def judge_three_consumers(dtype: torch.dtype, activation: str) -> None:
+    tensors, dy, options = build(
+        Case((595, 192), 192, dtype, activation, residual_as=same, row_scale=(595,), scale=(1,))
+    )
+    choose("hopper/0", LAZY)
+    two = judge(tensors, dy, **options)
+    for order in (LAZY, RANDOM):
+        choose("hopper/3", order, seed=1)
+        three = judge(tensors, dy, **options)
+        assert all(torch.equal(three[name], two[name]) for name in ("y", "dx", "dresidual"))
+
+
+@pytest.mark.parametrize(("dtype", "activation"), [(BF16, "gelu"), (FP16, "gelu"), (BF16, "quick_gelu")], ids=str)
+def test_three_consumers(emulated: Emulated, dtype: torch.dtype, activation: str) -> None:
+    """Which only plain calls have; the rows are those of two."""
+    emulated(judge_three_consumers, dtype, activation)
 
 
 def list_plans() -> list[list[str]]:

@@ -1,7 +1,6 @@
-#include "cuda/convert.h"
-
 #include <algorithm>
 
+#include "cuda/convert.h"
 #include "cuda/launch.h"
 #include "cuda/rows.h"
 #include "cuda/vectors.h"

@@ -58,13 +58,21 @@ AIM_DEVICE void sum_ranges(const Sum& sum, int product, int64_t h, int64_t d, fl
 #pragma unroll
   for (int i = 0; i < kPerThread; ++i) total[i] = 0.f;
   if (h >= sum.H || d >= sum.D) return;
-#pragma unroll 8
-  for (int split = 0; split < sum.splits; ++split) {
-    const float4 part = *reinterpret_cast<const float4*>(first + 2 * split * size);
-    total[0] += part.x;
-    total[1] += part.y;
-    total[2] += part.z;
-    total[3] += part.w;
+  constexpr int kAhead = 8;
+  for (int split = 0; split < sum.splits; split += kAhead) {
+    float4 parts[kAhead];
+#pragma unroll
+    for (int i = 0; i < kAhead; ++i) {
+      if (split + i < sum.splits) parts[i] = *reinterpret_cast<const float4*>(first + 2 * (split + i) * size);
+    }
+#pragma unroll
+    for (int i = 0; i < kAhead; ++i) {
+      if (split + i >= sum.splits) break;
+      total[0] += parts[i].x;
+      total[1] += parts[i].y;
+      total[2] += parts[i].z;
+      total[3] += parts[i].w;
+    }
   }
 }
 

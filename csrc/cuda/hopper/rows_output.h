@@ -28,7 +28,7 @@ class Output {
   AIM_DEVICE Output(const RowsCall& call, Staging<Plan::kTurns>& staging, int lane, int column)
       : call_(call), staging_(staging), lane_(lane) {
     if constexpr (kAsksAhead) ask(column);
-    if (Plan::kFloatInput && residual_is_float()) prefetch_residual(column);
+    prefetch_residual(column);
   }
 
   // The block at `column`, whose input rows have come; `next` is the column of the one after it.
@@ -39,7 +39,7 @@ class Output {
         staging_.fetch_residual(column);
       }
       if (kBiasEarly && call_.b2) take_bias(column, next);
-      if (Plan::kFloatInput && residual_is_float()) prefetch_residual(next);
+      prefetch_residual(next);
     }
     if constexpr (kKeepsInput) {
       if (call_.skip) {
@@ -93,10 +93,8 @@ class Output {
   }
 
   AIM_DEVICE void write(float2 (&v)[4][4], int column) {
-    if (residual_staged()) {
-      add_staged_residual(v);
-    } else if (residual_is_float()) {
-      add_residual(v, column);
+    if constexpr (!Plan::kBackward) {
+      if (call_.residual) add_residual(v, column);
     }
     if (direct()) {
 #pragma unroll
@@ -123,10 +121,9 @@ class Output {
 
  private:
   AIM_DEVICE bool direct() const { return !kPlain && call_.out_rows.dtype == Dtype::kFloat32; }
-  AIM_DEVICE bool residual_is_float() const {
-    return !Plan::kBackward && !kPlain && call_.residual && call_.residual.dtype == Dtype::kFloat32;
+  AIM_DEVICE bool residual_staged() const {
+    return !Plan::kBackward && call_.residual && (kPlain || call_.residual.dtype != Dtype::kFloat32);
   }
-  AIM_DEVICE bool residual_staged() const { return !Plan::kBackward && call_.residual && !residual_is_float(); }
   template <class F>
   AIM_DEVICE void with_out_type(F&& f) const {
     if constexpr (kPlain) {
@@ -178,26 +175,28 @@ class Output {
     }
   }
 
-  // Of fp32, into L2: a lane fetches half of a row's 256 bytes.
+  // Of fp32 as x is, into L2: a lane fetches half of a row's 256 bytes.
   AIM_DEVICE void prefetch_residual(int column) const {
-    ptx::prefetch_l2(staging_.residual_row(lane_ / 2) + 4 * column + lane_ % 2 * 128);
+    if (!Plan::kFloatInput || Plan::kBackward || kPlain) return;
+    if (call_.residual.dtype == Dtype::kFloat32 && call_.residual)
+      ptx::prefetch_l2(staging_.residual_row(lane_ / 2) + 4 * column + lane_ % 2 * 128);
   }
 
-  // Of fp32: four lanes read the 32 bytes of a sector.
   AIM_DEVICE void add_residual(float2 (&v)[4][4], int column) const {
+    if (!residual_staged()) {
+      // Four lanes read the 32 bytes of a sector.
 #pragma unroll
-    for (int j = 0; j < 4; ++j) {
-      float2 w[4];
+      for (int j = 0; j < 4; ++j) {
+        float2 w[4];
 #pragma unroll
-      for (int q = 0; q < 4; ++q) {
-        const int at = column + 16 * j + pair_column(lane_, q);
-        w[q] = *reinterpret_cast<const float2*>(staging_.residual_row(pair_row(lane_, q)) + 4 * at);
+        for (int q = 0; q < 4; ++q) {
+          const int at = column + 16 * j + pair_column(lane_, q);
+          w[q] = *reinterpret_cast<const float2*>(staging_.residual_row(pair_row(lane_, q)) + 4 * at);
+        }
+        add(v[j], w);
       }
-      add(v[j], w);
+      return;
     }
-  }
-
-  AIM_DEVICE void add_staged_residual(float2 (&v)[4][4]) const {
     ptx::cp_async_wait<0>();
     __syncwarp();
     const auto add_staged = [&]<class In>() {
