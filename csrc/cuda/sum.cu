@@ -4,7 +4,7 @@
 //     db1 [H], db2 [D] from sums [., H + D] alike;  dscale_d = alpha (sum over h of w2[d, h] P[h, d] + b2_d q_d)
 //
 // Tiling    a block of 256 threads to 32 x 32 of a product, or to 256 columns of the sums
-// Flow      1. a warp reads 4 x 32 neighbours of each range, in the ranges' order; dw2 turns its tile in shared memory
+// Flow      1. a thread reads four neighbours of each range, in the ranges' order; dw2 turns its tile in shared memory
 //           2. dscale: each tile of P leaves its part of the sum over h in the workspace, where its first row was, and
 //              q is left alike; a second kernel adds these, and where the scale is one number, over all d
 // Memory    4 B per range and element of what is wanted, read once; nothing else of the workspace is read

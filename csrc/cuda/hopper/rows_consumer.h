@@ -38,9 +38,9 @@ class Consumer {
       const auto pass_all = [&]<Activation A>() {
         through_activation(z, hidden, item, [](auto&... values) { pass<A>(values...); });
       };
-      if constexpr (Plan::kOneBranch && !Plan::kFewRegisters) {
+      if constexpr (Plan::kOneBranch) {
         with_activation(call_.activation, pass_all);
-      } else if (Plan::kFewRegisters && call_.activation == Activation::kGelu) {
+      } else if (call_.activation == Activation::kGelu) {
         pass_all.template operator()<Activation::kGelu>();
       } else {
         through_activation(z, hidden, item, [this](auto&... values) {

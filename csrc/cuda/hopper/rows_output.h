@@ -177,9 +177,8 @@ class Output {
 
   // Of fp32 as x is, into L2: a lane fetches half of a row's 256 bytes.
   AIM_DEVICE void prefetch_residual(int column) const {
-    if (!Plan::kFloatInput || Plan::kBackward || kPlain) return;
-    if (call_.residual.dtype == Dtype::kFloat32 && call_.residual)
-      ptx::prefetch_l2(staging_.residual_row(lane_ / 2) + 4 * column + lane_ % 2 * 128);
+    if (!Plan::kFloatInput || Plan::kBackward || !call_.residual || residual_staged()) return;
+    ptx::prefetch_l2(staging_.residual_row(lane_ / 2) + 4 * column + lane_ % 2 * 128);
   }
 
   AIM_DEVICE void add_residual(float2 (&v)[4][4], int column) const {

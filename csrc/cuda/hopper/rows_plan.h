@@ -12,7 +12,7 @@
 
 namespace aim_fast::cuda::hopper {
 
-// Where three consumers have registers enough: at this H, with rows of 16 bits, in calls that Output calls plain.
+// Where three consumers have registers enough: at this H, with rows of 16 bits, in calls that are plain (is_plain).
 constexpr int kThreeConsumersH = 192;
 
 template <class T_, int H_, bool kBackward_, bool kFloatInput_, int kConsumers_ = 2>
@@ -45,12 +45,13 @@ struct RowsPlan {
   static constexpr int kEmpty = kFull + 8 * kStages;
   static constexpr int kSharedBytes = kEmpty + 8 * kStages;
 
-  // One branch over all activations for a whole block, so that its instructions come one after the other. With one for
-  // every eight values the forward takes 1.05 times as long on an H200 at H = 192, 1.35 times at 256. Wider ones would
-  // spill registers.
-  static constexpr bool kOneBranch = H < 256 || (H == 256 && (kBackward || !kFloatInput));
-  // Three consumers have registers for that of the GELU alone, and for no more than a block in the epilogue.
+  // For no more than a block at a time in the epilogue.
   static constexpr bool kFewRegisters = kConsumers == 3;
+
+  // One branch over all activations for a whole block, so that its instructions come one after the other. With one for
+  // every eight values the forward takes 1.05 times as long on an H200 at H = 192, 1.35 times at 256. Wider ones, and
+  // three consumers, would spill registers: there the GELU has a branch of its own, and the others one for every eight.
+  static constexpr bool kOneBranch = !kFewRegisters && (H < 256 || (H == 256 && (kBackward || !kFloatInput)));
 
   // What setmaxnreg gives each role.
   static constexpr int kRegisters = kFewRegisters ? 160 : 232, kProducerRegisters = kFewRegisters ? 32 : 40;

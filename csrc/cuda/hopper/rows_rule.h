@@ -42,10 +42,9 @@ constexpr int64_t clusters_of(const RowsSize& size, const RowsGrid& grid) {
 // What the busiest multiprocessor takes for its blocks, in bytes that arrive in it, of which an H100 takes 51 KB in a
 // microsecond. A block reads x and the first weight; what the activation takes is as long as 10 B for each value of the
 // hidden block; then come x again for the skip, y on its way out, and the second weight. A cluster halves what leaves
-// L2, not what arrives. Three consumers take a fifth longer than that: 37 us for a block on an H200, where two take 23
-// to
-// 25. Beside measured forwards, M = 197, 1576, 12608, 18912 and 50432 at D = 768, H = 192: 11 us
-// (12), 12 (14), 28 (27), 44 (44) and 84 (86).
+// L2, not what arrives. Three consumers take a fifth longer than that: on an H200 37 us for a block, where two take 23
+// to 25. Beside forwards measured on an H100, M = 197, 1576, 12608, 18912 and 50432 at D = 768, H = 192: 11 us (12), 12
+// (14), 28 (27), 44 (44) and 84 (86).
 constexpr int64_t rows_cost(const RowsSize& size, const RowsGrid& grid) {
   const int64_t room = room_of(size, grid), rounds = grid.whole / room;
   const int64_t last = divide_up(items_of(size, grid) - grid.whole, room);
