@@ -142,7 +142,7 @@ def tune(machine: Machine, seconds: float) -> Outcome:
     done = python(["-m", "aim_fast", "tune", "--backends", "cuda", "--loads", "half", "amp"], seconds, folder)
     if not done.status:
         os.environ.update(folder)
-    return judged(done, False, done.last_line)
+    return judged(done, False, done.last_line.replace(f"{ROOT}{os.sep}", ""))
 
 
 def host(machine: Machine, seconds: float) -> Outcome:

@@ -6,7 +6,6 @@
 //               unused, so that memory is read and written by 16 bytes and rows of 64 or 128
 #pragma once
 
-#include "cuda/ampere/pieces.h"
 #include "cuda/ampere/rows_ring.h"
 
 namespace aim_fast::cuda::ampere {

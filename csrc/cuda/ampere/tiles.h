@@ -5,6 +5,7 @@
 // of ldmatrix, and the neighbours that a warp writes at once, fall on different banks.
 #pragma once
 
+#include "cuda/pieces.h"
 #include "cuda/ptx.h"
 
 namespace aim_fast::cuda::ampere {
@@ -98,6 +99,16 @@ AIM_DEVICE void multiply(float (&sums)[kColumns / 8][4], const uint32_t (&a)[kDe
       ptx::mma<T>(sums[2 * j], a[k], b[0], b[1]);
       ptx::mma<T>(sums[2 * j + 1], a[k], b[2], b[3]);
     }
+  }
+}
+
+// Eight neighbouring floats of a tile of fp32.
+template <int kPitch>
+AIM_DEVICE void load_float_piece(const uint8_t* tile, int row, int piece, float (&values)[kPiece]) {
+#pragma unroll
+  for (int i = 0; i < 2; ++i) {
+    const float4 chunk = *reinterpret_cast<const float4*>(tile + float_chunk_offset<kPitch>(row, piece * 2 + i));
+    values[4 * i] = chunk.x, values[4 * i + 1] = chunk.y, values[4 * i + 2] = chunk.z, values[4 * i + 3] = chunk.w;
   }
 }
 

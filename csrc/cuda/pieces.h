@@ -2,10 +2,9 @@
 // dtype are the same for the whole grid.
 #pragma once
 
-#include "cuda/ampere/tiles.h"
 #include "cuda/vectors.h"
 
-namespace aim_fast::cuda::ampere {
+namespace aim_fast::cuda {
 
 constexpr int kPiece = 8;
 
@@ -50,14 +49,4 @@ AIM_DEVICE void store_piece(char* row, Dtype dtype, int64_t column, const float 
   }
 }
 
-// Eight neighbouring floats of a tile of fp32.
-template <int kPitch>
-AIM_DEVICE void load_float_piece(const uint8_t* tile, int row, int piece, float (&values)[kPiece]) {
-#pragma unroll
-  for (int i = 0; i < 2; ++i) {
-    const float4 chunk = *reinterpret_cast<const float4*>(tile + float_chunk_offset<kPitch>(row, piece * 2 + i));
-    values[4 * i] = chunk.x, values[4 * i + 1] = chunk.y, values[4 * i + 2] = chunk.z, values[4 * i + 3] = chunk.w;
-  }
-}
-
-}  // namespace aim_fast::cuda::ampere
+}  // namespace aim_fast::cuda
