@@ -89,31 +89,40 @@ void pack_paired(char* const* rows, int64_t count, int64_t n, int64_t first, int
 }
 
 // Panel of columns [first, first + kNR) for the product with w^T: w [N, K] row-major, the summed dimension its last.
+// Parts are made of what is transposed, not transposed one by one.
 template <class Op>
 void pack_panel_transposed(const Array& w, int64_t N, int64_t K, int64_t first, Dtype dtype, typename Op::Unit* out) {
-  using Unit = typename Op::Unit;
   using Vec = typename Op::Vec;
   const Dtype round_to = rounding(w.dtype, dtype);
+  constexpr int kAtOnce = Op::kParts > 1 ? kLanes / Op::kPerUnit : kLanes;  // units of each column
   const int64_t units = lines_of<Op>(K) * kUnits;
   with_dtype(w.dtype, [&](auto storage) {
     using S = decltype(storage);
     const auto* rows = reinterpret_cast<const typename S::Element*>(w.data);
-    for (int64_t u = 0; u < units; u += kLanes) {
+    for (int64_t u = 0; u < units; u += kAtOnce) {
       const int64_t k = u * Op::kPerUnit;
       for (int64_t j = 0; j < kNR; j += kLanes) {
-        Vec block[Op::kParts][kLanes];
-        AIM_FAST_UNROLL
-        for (int i = 0; i < kLanes; ++i) {
-          const int64_t row = first + j + i;
-          typename Op::Units units{};
-          if (row < N && k < K) units = row_units<Op, S>(rows + row * K, k, K, round_to);
-          for (int part = 0; part < Op::kParts; ++part) block[part][i] = units.part[part];
-        }
-        for (int part = 0; part < Op::kParts; ++part) {
-          Unit* to = out + (u / kUnits * kLine<Op> + part * kUnits + u % kUnits) * kNR + j;
-          transpose(block[part]);
+        auto* to = out + (u / kUnits * kLine<Op> + u % kUnits) * kNR + j;
+        const auto row = [&](int i) { return first + j + i < N && k < K ? rows + (first + j + i) * K : nullptr; };
+        if constexpr (Op::kParts > 1) {
+          Float block[kLanes];
           AIM_FAST_UNROLL
-          for (int i = 0; i < kLanes; ++i) store_vector(to + i * kNR, block[part][i]);
+          for (int i = 0; i < kLanes; ++i) block[i] = row(i) ? load_part<S>(row(i) + k, K - k) : Float{};
+          transpose(block);
+          AIM_FAST_UNROLL
+          for (int i = 0; i < kAtOnce; ++i) {
+            const Float even = rounded(block[2 * i], round_to), odd = rounded(block[2 * i + 1], round_to);
+            store_units<Op>(to + i * kNR, kUnits * kNR, Op::pair(even, odd));
+          }
+        } else {
+          Vec block[kLanes];
+          AIM_FAST_UNROLL
+          for (int i = 0; i < kLanes; ++i) {
+            block[i] = row(i) ? row_units<Op, S>(row(i), k, K, round_to).part[0] : Vec{};
+          }
+          transpose(block);
+          AIM_FAST_UNROLL
+          for (int i = 0; i < kLanes; ++i) store_vector(to + i * kNR, block[i]);
         }
       }
     }

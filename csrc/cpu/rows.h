@@ -2,6 +2,7 @@
 #pragma once
 
 #include "pack.h"
+#include "pages.h"
 
 namespace aim_fast::AIM_FAST_ISA {
 
@@ -52,6 +53,12 @@ inline void row_pointers(const Rows& t, int64_t first, int64_t count, char** out
     return;
   }
   for (int64_t i = 0; i < count; ++i) out[i] = t.row(first + i);
+}
+
+// Has the system map the pages of rows [count][n] of a result of M rows, where they follow each other in memory.
+inline void map_rows(char* const* rows, int64_t count, int64_t n, int64_t M, Dtype dtype) {
+  const int64_t bytes = n * element_size(dtype);
+  if (rows[count - 1] - rows[0] == (count - 1) * bytes) map_pages(rows[0], rows[0] + count * bytes, M * bytes);
 }
 
 // The factors alpha * row_scale of rows [first, first + count).

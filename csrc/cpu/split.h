@@ -42,11 +42,12 @@ struct SplitOperand {
   template <class S>
   static AIM_FAST_INLINE Units from_pair(const typename S::Element* even, const typename S::Element* odd,
                                          Dtype round_to) {
-    return pair(split(rounded(S::load(even), round_to)), split(rounded(S::load(odd), round_to)));
+    return pair(rounded(S::load(even), round_to), rounded(S::load(odd), round_to));
   }
   static AIM_FAST_INLINE Units pair_floats(const float* even, const float* odd) {
-    return pair(split(load_vector<Float>(even)), split(load_vector<Float>(odd)));
+    return pair(load_vector<Float>(even), load_vector<Float>(odd));
   }
+  static AIM_FAST_INLINE Units pair(Float even, Float odd) { return pair_parts(split(even), split(odd)); }
 
  private:
   static constexpr uint32_t kUpper = 0xffff0000;
@@ -63,7 +64,7 @@ struct SplitOperand {
     return parts;
   }
 
-  static AIM_FAST_INLINE Units pair(const Parts<Uint, kParts>& even, const Parts<Uint, kParts>& odd) {
+  static AIM_FAST_INLINE Units pair_parts(const Parts<Uint, kParts>& even, const Parts<Uint, kParts>& odd) {
     Units units;
     for (int i = 0; i < kParts; ++i) units.part[i] = (odd.part[i] & kUpper) | (even.part[i] >> 16);
     return units;
