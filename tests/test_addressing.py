@@ -1,4 +1,4 @@
-"""More than 2^31 elements: offsets that do not fit 32 bits, in every tensor that has rows."""
+"""Large tensors: offsets that do not fit 32 bits, in every tensor that has rows, and results of many pages."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from torch import Tensor
 
 import aim_fast
 from judge import DEVICE, all_placed, evaluate, judge, make_inputs
+from numeric_cases import turned
 
 pytestmark = pytest.mark.usefixtures("fused")
 
@@ -81,3 +82,17 @@ def test_y_of_more_than_2_31_elements() -> None:
     assert y.numel() > 2**31
     for i in (0, 1, 511, 512, 1023, 1024):
         assert torch.equal(y[i], block), i
+
+
+@pytest.mark.parametrize("order", [(0, 1, 2), (1, 0, 2)], ids=["rows", "transposed"])
+def test_results_of_many_pages(order: tuple[int, int, int]) -> None:
+    """y, z and dx on pages that are fresh from the system, mapped block by block: as in calls of fewer rows."""
+    whole = make_inputs((16, 4096, 64), 48, FP32)  # results of 16 MiB, z of 12
+    whole["x"] = turned(*order)(whole["x"])
+    tensors = all_placed(whole)
+    dy = tensors["x"].roll(1)
+    got = evaluate(aim_fast.adapter, tensors, dy, skip=True)
+    for i in (0, 7, 15):
+        part = evaluate(aim_fast.adapter, tensors | {"x": tensors["x"][i]}, dy[i], skip=True)
+        for name in ("y", "dx"):
+            assert torch.equal(got[name][i], part[name]), (name, i)

@@ -12,6 +12,7 @@
 //              written once; dy, x, dz and h also as operands along the rows; partial sums for the biases
 //           3. then a thread owns a panel of kNR columns of dw1 or G and adds the group's rows to it, run by run
 //           4. the sums are scaled, transposed and rounded into the results
+//           few rows: few_backward.h, some hundred: panel_backward.h
 // Order     sums over rows: within a run of blocks in registers, then run after run. No atomics; the threads only
 //           choose who.
 // Memory    scratch: packed weights, dw1 and G in fp32, a group's operands along the rows; a block of lines a thread
@@ -23,6 +24,7 @@
 #include "few_backward.h"
 #include "gradients.h"
 #include "mend.h"
+#include "panel_backward.h"
 #include "scratch.h"
 #include "steps.h"
 
@@ -38,7 +40,7 @@ class Backward {
         need_dz_(p_.dx || p_.dw1 || p_.db1),
         need_h_(p_.dw2 || p_.dscale),
         blocks_(cut_rows<Op>(p_.M, kCutFor)),
-        run_(ceil_div(Op::kPerUnit * kMaxBlockRows, blocks_.rows)),
+        run_(ceil_div(kRunRows<Op>, blocks_.rows)),
         group_(p_.dw1 || p_.dw2
                    ? least(blocks_.count, run_ * ceil_div(2 * p_.threads * kMaxBlockRows, run_ * blocks_.rows))
                    : blocks_.count),
@@ -53,6 +55,7 @@ class Backward {
 
   void run() {
     if (p_.M <= few_rows<Op>) return FewBackward<Op>(p_).run();
+    if (by_panels<Op>(p_, p_.M)) return PanelBackward<Op>(p_).run();
     allocate();
     widen(p_.b1, p_.H, p_.H, 1.0f, 0.0f, b1_);
     widen(p_.scale, p_.D, p_.scale_size, 1.0f, 1.0f, scale_);
@@ -80,8 +83,7 @@ class Backward {
   static constexpr int64_t kCutFor = 2;  // threads; any number may come
 
   // A paired buffer of one block: its rows in units, columns with a stride that spreads over the cache's sets.
-  int64_t paired_units() const { return units_of(blocks_.rows); }
-  static int64_t units_of(int64_t rows) { return round_up(ceil_div(rows, Op::kPerUnit), kLeft); }
+  int64_t paired_units() const { return units_along<Op>(blocks_.rows); }
   static int64_t panel_units(int64_t lines) { return lines * kLine<Op> * kNR; }
   int64_t weight_panel() const { return round_up(p_.H, kStep) * kNR; }
 
@@ -92,6 +94,7 @@ class Backward {
     Layout layout;
     auto units = [&](bool wanted, int64_t n) { return layout.add(wanted ? n * sizeof(Unit) : 0); };
     auto floats = [&](bool wanted, int64_t n) { return layout.add(wanted ? n * sizeof(float) : 0); };
+    auto doubles = [&](bool wanted, int64_t n) { return layout.add(wanted ? n * sizeof(double) : 0); };
     const bool dx = bool(p_.dx), dw1 = bool(p_.dw1), dw2 = bool(p_.dw2);
     const size_t w1_back = units(dx, panels_d_ * panel_units(lines_h_));
     const size_t w2_back = units(need_dz_, panels_h_ * panel_units(lines_d_));
@@ -105,12 +108,10 @@ class Backward {
     const size_t g = floats(dw2, panels_d_ * weight_panel());
     const size_t b1 = floats(true, panels_h_ * kNR), b2 = floats(true, panels_d_ * kNR);
     const size_t scale = floats(true, panels_d_ * kNR);
-    // Sums over all rows: in float they would lose what eager's trees of sums keep.
-    const size_t db1 = layout.add(p_.H * sizeof(double)), db2 = layout.add(p_.D * sizeof(double));
-    const size_t dscale = layout.add(p_.D * sizeof(double));
-    const size_t db1_parts = floats(bool(p_.db1), group_ * panels_h_ * kNR);
-    const size_t db2_parts = floats(bool(p_.db2), group_ * panels_d_ * kNR);
-    const size_t dscale_parts = floats(bool(p_.dscale), group_ * panels_d_ * kNR);
+    const size_t db1 = doubles(true, p_.H), db2 = doubles(true, p_.D), dscale = doubles(true, p_.D);
+    const size_t db1_parts = doubles(bool(p_.db1), group_ * panels_h_ * kNR);
+    const size_t db2_parts = doubles(bool(p_.db2), group_ * panels_d_ * kNR);
+    const size_t dscale_parts = doubles(bool(p_.dscale), group_ * panels_d_ * kNR);
     char* base = scratch(Scratch::kCall, layout.size());
     auto unit_at = [&](size_t at) { return reinterpret_cast<Unit*>(base + at); };
     auto float_at = [&](size_t at) { return reinterpret_cast<float*>(base + at); };
@@ -119,22 +120,25 @@ class Backward {
     x_ = unit_at(x), dy_ = unit_at(dy), dz_ = unit_at(dz), h_ = unit_at(h);
     dw1_ = float_at(dw1_at), g_ = float_at(g), b1_ = float_at(b1), b2_ = float_at(b2), scale_ = float_at(scale);
     db1_ = double_at(db1), db2_ = double_at(db2), dscale_ = double_at(dscale);
-    db1_parts_ = float_at(db1_parts), db2_parts_ = float_at(db2_parts), dscale_parts_ = float_at(dscale_parts);
+    db1_parts_ = double_at(db1_parts), db2_parts_ = double_at(db2_parts), dscale_parts_ = double_at(dscale_parts);
     for (int64_t h = 0; h < p_.H; ++h) db1_[h] = 0.0;
     for (int64_t d = 0; d < p_.D; ++d) db2_[d] = dscale_[d] = 0.0;
   }
 
-  static void zero(float* p, int64_t n) { __builtin_memset(p, 0, n * sizeof(float)); }
-  static void accumulate(const float* from, int64_t n, double* to) {
-    for (int64_t i = 0; i < n; ++i) to[i] += static_cast<double>(from[i]);
+  template <class T>
+  static void zero(T* p, int64_t n) {
+    __builtin_memset(p, 0, n * sizeof(T));
+  }
+  static void add(const double* from, int64_t n, double* to) {
+    for (int64_t i = 0; i < n; ++i) to[i] += from[i];
   }
 
   // The group's blocks to the sums of vectors, one after the other.
   void vectors(int64_t blocks) {
     for (int64_t i = 0; i < blocks; ++i) {
-      if (p_.db1) accumulate(db1_parts_ + i * panels_h_ * kNR, p_.H, db1_);
-      if (p_.db2) accumulate(db2_parts_ + i * panels_d_ * kNR, p_.D, db2_);
-      if (p_.dscale) accumulate(dscale_parts_ + i * panels_d_ * kNR, p_.D, dscale_);
+      if (p_.db1) add(db1_parts_ + i * panels_h_ * kNR, p_.H, db1_);
+      if (p_.db2) add(db2_parts_ + i * panels_d_ * kNR, p_.D, db2_);
+      if (p_.dscale) add(dscale_parts_ + i * panels_d_ * kNR, p_.D, dscale_);
     }
   }
 
@@ -198,25 +202,34 @@ class Backward {
       };
       block_product<Op>(count, p_.H, lines_d_, lines, w1_, [](auto...) {}, z_tile);
     }
-    const int64_t units = units_of(count);
+    const int64_t units = units_along<Op>(count);
     const int64_t at = i * paired_units() * ld_d_, width = panels_d_ * kNR;
     if (p_.dw1) pack_paired<Op>(x_rows, count, p_.D, 0, width, p_.x.dtype, x_rounding, units, x_ + at, ld_d_, part_d_);
     if (p_.dw2)
       pack_paired<Op>(dy_rows, count, p_.D, 0, width, p_.dy.dtype, Dtype::kFloat32, units, dy_ + at, ld_d_, part_d_);
-    if (p_.db2) sum_rows(dy_rows, factors, count, db2_parts_ + i * panels_d_ * kNR);
+    if (p_.db2) {
+      double* db2 = db2_parts_ + i * panels_d_ * kNR;
+      zero(db2, panels_d_ * kNR);
+      for (int64_t m = 0; m < count; m += kMR) {
+        for (int64_t n = 0; n < p_.D; n += kNR) {
+          const int64_t tile = least<int64_t>(kMR, count - m), columns = least<int64_t>(kNR, p_.D - n);
+          sum_rows(dy_rows + m, factors + m, tile, p_.dy.dtype, n, columns, db2 + n);
+        }
+      }
+    }
     if (!need_dz_ && !need_h_) return;
 
     if (need_dz_) {
       pack_lines<Op>(dy_rows, count, p_.D, p_.dy.dtype, Dtype::kFloat32, p_.scale ? scale_ : nullptr, lines);
     }
-    float* db1 = p_.db1 ? db1_parts_ + i * panels_h_ * kNR : nullptr;
+    double* db1 = p_.db1 ? db1_parts_ + i * panels_h_ * kNR : nullptr;
     if (db1) zero(db1, panels_h_ * kNR);
     Unit* dz_left = p_.dw1 ? dz_ + i * paired_units() * ld_h_ : nullptr;
     Unit* h_left = p_.dw2 ? h_ + i * paired_units() * ld_h_ : nullptr;
     auto hidden_tile = [&](int64_t m, int64_t rows, int64_t n, int64_t columns, float* c) {
       alignas(64) float h[kMR * kNR] = {};  // an odd tile pairs its last row with one of zeros
       const Span sum = hidden_gradient(p_, z_rows + m, z_dtype, factors + m, rows, n, columns, c, h);
-      if (db1) store_span(db1 + n, load_span(db1 + n) + sum);
+      if (db1) accumulate(sum, db1 + n);
       if (p_.dx) store_lines<Op>(c, rows, n, dz + m * lines_h_ * kLine<Op>);
       if (p_.dscale) store_lines<Op>(h, rows, n, h_lines + m * lines_h_ * kLine<Op>);
       if (dz_left) store_left<Op>(c, rows, dz_left + m / Op::kPerUnit * ld_h_ + n * kLeft, ld_h_, part_h_);
@@ -225,21 +238,16 @@ class Backward {
     // Without dz the product over no lines gives dh = 0, and its epilogue h.
     block_product<Op>(count, p_.H, need_dz_ ? lines_d_ : 0, lines, w2_back_, [](auto...) {}, hidden_tile);
     if (p_.dscale) {
-      float* dscale = dscale_parts_ + i * panels_d_ * kNR;
+      double* dscale = dscale_parts_ + i * panels_d_ * kNR;
       zero(dscale, panels_d_ * kNR);
       auto f_tile = [&](int64_t m, int64_t rows, int64_t n, int64_t columns, float* c) {
-        const Span b2 = load_span(b2_ + n);
-        Span sum{};
-        for (int64_t r = 0; r < rows; ++r) {
-          const Span f = load_span(c + r * kNR) + b2 * factors[m + r];
-          sum = sum + f * load_columns(dy_rows[m + r], n, columns, p_.dy.dtype);
-        }
-        store_span(dscale + n, load_span(dscale + n) + sum);
+        accumulate(branch_gradient(p_, dy_rows + m, factors + m, rows, n, columns, b2_, c), dscale + n);
       };
       block_product<Op>(count, p_.D, lines_h_, h_lines, w2_, [](auto...) {}, f_tile);
     }
     if (!p_.dx) return;
 
+    map_rows(dx_rows, count, p_.D, p_.M, p_.dx.dtype);
     const bool exact = !p_.scale && Op::holds(p_.dy.dtype);  // dy as it is in its lines
     // What the block after this one reads; near the end, this block again.
     char *next_x[kMaxBlockRows], *next_dy[kMaxBlockRows];
@@ -254,34 +262,10 @@ class Backward {
       prefetch_columns<For::kReading>(next_dy + m, rows, n, p_.dy.dtype);
     };
     auto dx_tile = [&](int64_t m, int64_t rows, int64_t n, int64_t columns, float* c) {
-      for (int64_t r = 0; r < rows; ++r) {
-        Span dx = load_span(c + r * kNR);
-        if (p_.skip) {
-          dx = dx + (exact ? load_lines<Op>(lines + m * lines_d_ * kLine<Op>, r, n)
-                           : load_columns(dy_rows[m + r], n, columns, p_.dy.dtype));
-        }
-        store_columns(dx_rows[m + r], n, columns, p_.dx.dtype, dx);
-      }
+      const Unit* tile = exact ? lines + m * lines_d_ * kLine<Op> : nullptr;
+      store_dx<Op>(p_, dx_rows + m, dy_rows + m, tile, rows, n, columns, c);
     };
     block_product<Op>(count, p_.D, lines_h_, dz, w1_back_, fetch_tile, dx_tile);
-  }
-
-  // The sum over rows of row_scale * dy, tile by tile: short sums first lose less.
-  void sum_rows(char* const* dy_rows, const float* factors, int64_t count, float* out) const {
-    zero(out, panels_d_ * kNR);
-    with_dtype(p_.dy.dtype, [&](auto storage) {
-      using S = decltype(storage);
-      for (int64_t m = 0; m < count; m += kMR) {
-        for (int64_t j = 0; j < p_.D; j += kLanes) {
-          Float sum{};
-          for (int64_t r = m; r < least(count, m + kMR); ++r) {
-            const auto* row = reinterpret_cast<const typename S::Element*>(dy_rows[r]);
-            sum += load_part<S>(row + j, p_.D - j) * factors[r];
-          }
-          store_vector(out + j, load_vector<Float>(out + j) + sum);
-        }
-      }
-    });
   }
 
   // Panel i of dw1, or of G, gains the rows of the group that begins with this block.
@@ -296,45 +280,15 @@ class Backward {
     const int64_t rows = least(group_ * blocks_.rows, p_.M - first_block * blocks_.rows);
     const int64_t step = run_ * blocks_.rows;
     for (int64_t m = 0; m < rows; m += step) {
-      const int64_t u = m / Op::kPerUnit, units = units_of(least(step, rows - m));
-      for (int64_t n = 0; n < p_.H; n += kMR) {
-        with_height(least<int64_t>(kMR, p_.H - n), [&](auto height) {
-          tile_rows<Op, decltype(height)::value>(units, {left + u * ld_h_ + n * kLeft, ld_h_, part_h_},
-                                                 {right + u * ld_d_, ld_d_, part_d_}, sums + n * kNR);
-        });
-      }
+      const int64_t u = m / Op::kPerUnit, units = units_along<Op>(least(step, rows - m));
+      add_rows<Op>(units, {left + u * ld_h_, ld_h_, part_h_}, {right + u * ld_d_, ld_d_, part_d_}, p_.H, sums);
     }
   }
 
-  // Panel i of the sums into the results: dw1 as it is; G transposed and scaled.
+  // Panel i of the sums into the results.
   void finish(int64_t i) {
-    const int64_t first = i * kNR, columns = least<int64_t>(kNR, p_.D - first);
-    if (p_.dw1) {
-      for (int64_t n = 0; n < p_.H; ++n) {
-        char* row = p_.dw1.data + n * p_.D * element_size(p_.dw1.dtype);
-        store_columns(row, first, columns, p_.dw1.dtype, load_span(dw1_ + i * weight_panel() + n * kNR));
-      }
-    }
-    if (!p_.dw2) return;
-    for (int64_t j = 0; j < columns; j += kLanes) {
-      for (int64_t n = 0; n < p_.H; n += kLanes) {
-        Float g[kLanes];
-        for (int k = 0; k < kLanes; ++k) {
-          g[k] = n + k < p_.H ? load_vector<Float>(g_ + i * weight_panel() + (n + k) * kNR + j) : Float{};
-        }
-        transpose(g);
-        for (int64_t k = 0; k < least<int64_t>(kLanes, columns - j); ++k) finish_row(first + j + k, n, g[k]);
-      }
-    }
-  }
-
-  // g: G^T of row d, columns from n on.
-  void finish_row(int64_t d, int64_t n, Float g) {
-    with_dtype(p_.dw2.dtype, [&](auto storage) {
-      using S = decltype(storage);
-      auto* row = reinterpret_cast<typename S::Element*>(p_.dw2.data) + d * p_.H;
-      store_part<S>(row + n, g * (scale_[d] * p_.alpha), p_.H - n);
-    });
+    if (p_.dw1) store_dw1(p_, i * kNR, dw1_ + i * weight_panel());
+    if (p_.dw2) store_dw2(p_, i * kNR, scale_, g_ + i * weight_panel());
   }
 
   const BackwardParams& p_;
@@ -346,8 +300,8 @@ class Backward {
   const int64_t group_;  // blocks that share the paired buffers
   const int64_t lines_d_, lines_h_, panels_d_, panels_h_, ld_d_, ld_h_, part_d_, part_h_;
   Unit *w1_back_, *w2_back_, *w1_, *w2_, *x_, *dy_, *dz_, *h_;
-  float *dw1_, *g_, *b1_, *b2_, *scale_, *db1_parts_, *db2_parts_, *dscale_parts_;
-  double *db1_, *db2_, *dscale_;
+  float *dw1_, *g_, *b1_, *b2_, *scale_;
+  double *db1_, *db2_, *dscale_, *db1_parts_, *db2_parts_, *dscale_parts_;
 };
 
 }  // namespace aim_fast::AIM_FAST_ISA

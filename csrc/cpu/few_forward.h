@@ -52,7 +52,7 @@ class FewForward {
   const ForwardParams& p_;
   Layout layout_;
   ForwardTiles<Op> tiles_;
-  const ForwardRows<Op> rows_;
+  const ForwardRows<Op, few_rows<Op>> rows_;
   const int64_t ld_d_, ld_h_;
   float *x_ = nullptr, *h_ = nullptr;
 };

@@ -8,7 +8,7 @@
 //           2. a block of x into lines, converted to the compute dtype     x from memory
 //           3. z tile by tile, + b1, kept if asked, h = act(z) into lines   h [block, H] stays in cache
 //           4. y tile by tile, + b2, scales, + x, + residual, stored       x again, from its lines; y written once
-//           up to few_rows: few_forward.h
+//           few rows: few_forward.h, some hundred: panel_forward.h
 // Memory    2 M D s bytes and the weights; scratch: packed weights, and a block of x and h a thread
 // Work      4 M D H FLOP
 // Rounding  h to the compute dtype and y; sums, bias, activation and scales are fp32
@@ -17,7 +17,7 @@
 
 #include "few_forward.h"
 #include "forward_tiles.h"
-#include "mend.h"
+#include "panel_forward.h"
 #include "scratch.h"
 #include "steps.h"
 
@@ -39,6 +39,7 @@ class Forward {
 
   void run() {
     if (p_.M <= (p_.packed ? few_rows_packed<Op> : few_rows<Op>)) return FewForward<Op>(p_).run();
+    if (!p_.packed && by_panels<Op>(p_, p_.M) && shared_evenly(p_)) return PanelForward<Op>(p_).run();
     const size_t weights = layout_.add(p_.packed ? 0 : packed_bytes());
     char* base = scratch(Scratch::kCall, layout_.size());
     tiles_.fill(base);
@@ -89,29 +90,25 @@ class Forward {
     Unit* x = reinterpret_cast<Unit*>(base + x_at);
     Unit* h = reinterpret_cast<Unit*>(base + h_at);
     const int64_t first = i * blocks_.rows;
-    ForwardRows<Op> rows(p_, first, least(blocks_.rows, p_.M - first));
+    ForwardRows<Op, kMaxBlockRows> rows(p_, first, least(blocks_.rows, p_.M - first));
     pack_lines<Op>(rows.x, rows.count, p_.D, p_.x.dtype, rounding(p_.x.dtype, p_.dtype), nullptr, x);
 
+    if (p_.z) {
+      const int64_t z_row = p_.H * element_size(p_.z.dtype);
+      map_pages(p_.z.data + first * z_row, p_.z.data + (first + rows.count) * z_row, p_.M * z_row);
+    }
     auto hidden_tile = [&](int64_t m, int64_t count, int64_t n, int64_t columns, float* c) {
-      mend<Op>(count, p_.w1, p_.D, n, columns, p_.dtype, c, [&](int64_t r) {
-        widen_row(rows.x[m + r], p_.D, p_.x.dtype, p_.dtype, row);
-        return row;
-      });
-      tiles_.hidden(first + m, count, n, columns, c);
-      store_lines<Op>(c, count, n, h + m * lines_h_ * kLine<Op>);
+      tiles_.hidden_lines(rows, m, count, n, columns, c, row, h);
     };
     block_product<Op>(rows.count, p_.H, lines_d_, x, w1_, [](auto...) {}, hidden_tile);
 
     if (rounding(p_.x.dtype, p_.dtype) == Dtype::kFloat32) rows.lines = x;
+    map_rows(rows.y, rows.count, p_.D, p_.M, p_.y.dtype);
     auto fetch_tile = [&](int64_t m, int64_t count, int64_t n) {
       prefetch_columns<For::kWriting>(rows.y + m, count, n, p_.y.dtype);
     };
     auto output_tile = [&](int64_t m, int64_t count, int64_t n, int64_t columns, float* c) {
-      mend<Op>(count, p_.w2, p_.H, n, columns, p_.dtype, c, [&](int64_t r) {
-        for (int64_t j = 0; j < p_.H; j += kNR) store_span(row + j, load_lines<Op>(h + m * lines_h_ * kLine<Op>, r, j));
-        return row;
-      });
-      tiles_.output(rows, m, count, n, columns, c);
+      tiles_.output_lines(rows, m, count, n, columns, c, row, h);
     };
     block_product<Op>(rows.count, p_.D, lines_h_, h, w2_, fetch_tile, output_tile);
   }

@@ -2,17 +2,18 @@
 #pragma once
 
 #include "activation.h"
+#include "mend.h"
 #include "rows.h"
 #include "scratch.h"
 
 namespace aim_fast::AIM_FAST_ISA {
 
-// Some rows of the call.
-template <class Op>
+// Some rows of the call, at most kMost.
+template <class Op, int64_t kMost>
 struct ForwardRows {
   int64_t first, count;
-  char *x[kMaxBlockRows], *y[kMaxBlockRows], *residual[kMaxBlockRows];
-  float factors[kMaxBlockRows];
+  char *x[kMost], *y[kMost], *residual[kMost];
+  float factors[kMost];
   const typename Op::Unit* lines = nullptr;  // x once more; absent where the compute dtype does not hold it exactly
 
   ForwardRows(const ForwardParams& p, int64_t first_row, int64_t rows) : first(first_row), count(rows) {
@@ -42,8 +43,33 @@ class ForwardTiles {
     widen(p_.scale, p_.D, p_.scale_size, 1.0f, 1.0f, scale_);
   }
 
-  // A tile of h w2^T becomes y: bias, scales, skip, residual, rounding.
-  void output(const ForwardRows<Op>& rows, int64_t m, int64_t tile, int64_t n, int64_t columns, const float* c) const {
+  // A tile of x w1^T, from row m of `rows` and column n on, becomes h, in lines. row: room for one of them in float.
+  template <class Rows>
+  void hidden_lines(const Rows& rows, int64_t m, int64_t tile, int64_t n, int64_t columns, float* c, float* row,
+                    typename Op::Unit* h) const {
+    mend<Op>(tile, p_.w1, p_.D, n, columns, p_.dtype, c, [&](int64_t r) {
+      widen_row(rows.x[m + r], p_.D, p_.x.dtype, p_.dtype, row);
+      return row;
+    });
+    hidden(rows.first + m, tile, n, columns, c);
+    store_lines<Op>(c, tile, n, h + m * lines_of<Op>(p_.H) * kLine<Op>);
+  }
+
+  // A tile of h w2^T becomes y.
+  template <class Rows>
+  void output_lines(const Rows& rows, int64_t m, int64_t tile, int64_t n, int64_t columns, float* c, float* row,
+                    const typename Op::Unit* h) const {
+    mend<Op>(tile, p_.w2, p_.H, n, columns, p_.dtype, c, [&](int64_t r) {
+      const auto* lines = h + m * lines_of<Op>(p_.H) * kLine<Op>;
+      for (int64_t j = 0; j < p_.H; j += kNR) store_span(row + j, load_lines<Op>(lines, r, j));
+      return row;
+    });
+    output(rows, m, tile, n, columns, c);
+  }
+
+  // The same without mending: bias, scales, skip, residual, rounding.
+  template <class Rows>
+  void output(const Rows& rows, int64_t m, int64_t tile, int64_t n, int64_t columns, const float* c) const {
     const Span bias = load_span(b2_ + n), scale = load_span(scale_ + n);
     for (int64_t r = 0; r < tile; ++r) {
       Span y = (load_span(c + r * kNR) + bias) * (scale * rows.factors[m + r]);

@@ -1,4 +1,4 @@
-// What both ways through the backward share: a tile of hidden gradients, and the sums over rows as results.
+// What the ways through the backward share: what becomes of tiles, sums over rows, and these as results.
 #pragma once
 
 #include "activation.h"
@@ -34,6 +34,99 @@ inline Span hidden_gradient(const Problem& p, char* const* z_rows, Dtype z_dtype
   clear_columns(c, rows, columns);
   clear_columns(h, rows, columns);
   return sum;
+}
+
+// A tile of dz w1 becomes dx, from column n on. lines: dy in lines, if they hold its bits; dy_rows are read otherwise.
+template <class Op>
+AIM_FAST_INLINE void store_dx(const BackwardParams& p, char* const* dx_rows, char* const* dy_rows,
+                              const typename Op::Unit* lines, int64_t rows, int64_t n, int64_t columns,
+                              const float* c) {
+  for (int64_t r = 0; r < rows; ++r) {
+    Span dx = load_span(c + r * kNR);
+    if (p.skip) dx = dx + (lines ? load_lines<Op>(lines, r, n) : load_columns(dy_rows[r], n, columns, p.dy.dtype));
+    store_columns(dx_rows[r], n, columns, p.dx.dtype, dx);
+  }
+}
+
+// The sum over the rows of dy f, from column n on; c: a tile of row_scale act(z) w2^T. factors: row_scale.
+inline Span branch_gradient(const BackwardParams& p, char* const* dy_rows, const float* factors, int64_t rows,
+                            int64_t n, int64_t columns, const float* b2, const float* c) {
+  const Span bias = load_span(b2 + n);
+  Span sum{};
+  for (int64_t r = 0; r < rows; ++r) {
+    const Span f = load_span(c + r * kNR) + bias * factors[r];
+    sum = sum + f * load_columns(dy_rows[r], n, columns, p.dy.dtype);
+  }
+  return sum;
+}
+
+// Sums over rows go on in double: in float they would lose what eager's trees of sums keep.
+AIM_FAST_INLINE void accumulate(Span v, double* to) {
+  for (int j = 0; j < kLanes; ++j) to[j] += v.low[j], to[kLanes + j] += v.high[j];
+}
+
+// out += the sum over rows of factors times their columns [n, n + columns), a tile of rows at a time; columns are at
+// most a panel's.
+inline void sum_rows(char* const* rows, const float* factors, int64_t count, Dtype dtype, int64_t n, int64_t columns,
+                     double* out) {
+  for (int64_t m = 0; m < count; m += kMR) {
+    Span sum{};
+    for (int64_t r = m; r < least(count, m + kMR); ++r)
+      sum = sum + load_columns(rows[r], n, columns, dtype) * factors[r];
+    accumulate(sum, out);
+  }
+}
+
+// Rows whose sum is long enough to pay for fetching the tile that it goes to.
+template <class Op>
+constexpr int64_t kRunRows = Op::kPerUnit * kMaxBlockRows;
+
+// Units of rows in an operand along them.
+template <class Op>
+constexpr int64_t units_along(int64_t rows) {
+  return round_up(ceil_div(rows, Op::kPerUnit), kLeft);
+}
+
+// sums [H, kNR] += left^T right, over units of rows.
+template <class Op>
+void add_rows(int64_t units, const Along<Op>& left, const Along<Op>& right, int64_t H, float* sums) {
+  for (int64_t n = 0; n < H; n += kMR) {
+    with_height(least<int64_t>(kMR, H - n), [&](auto height) {
+      tile_rows<Op, decltype(height)::value>(units, {left.units + n * kLeft, left.ld, left.part}, right,
+                                             sums + n * kNR);
+    });
+  }
+}
+
+// A panel of dw1, columns from `first` on, rounded to its dtype.
+inline void store_dw1(const BackwardParams& p, int64_t first, const float* sums) {
+  const int64_t columns = least<int64_t>(kNR, p.D - first);
+  for (int64_t n = 0; n < p.H; ++n) {
+    char* row = p.dw1.data + n * p.D * element_size(p.dw1.dtype);
+    store_columns(row, first, columns, p.dw1.dtype, load_span(sums + n * kNR));
+  }
+}
+
+// A panel of G, transposed and scaled, to rows of dw2 from `first` on.
+inline void store_dw2(const BackwardParams& p, int64_t first, const float* scale, const float* g) {
+  const int64_t columns = least<int64_t>(kNR, p.D - first);
+  for (int64_t j = 0; j < columns; j += kLanes) {
+    for (int64_t n = 0; n < p.H; n += kLanes) {
+      Float block[kLanes];
+      for (int k = 0; k < kLanes; ++k) {
+        block[k] = n + k < p.H ? load_vector<Float>(g + (n + k) * kNR + j) : Float{};
+      }
+      transpose(block);
+      with_dtype(p.dw2.dtype, [&](auto storage) {
+        using S = decltype(storage);
+        for (int64_t k = 0; k < least<int64_t>(kLanes, columns - j); ++k) {
+          const int64_t d = first + j + k;
+          auto* row = reinterpret_cast<typename S::Element*>(p.dw2.data) + d * p.H;
+          store_part<S>(row + n, block[k] * (scale[d] * p.alpha), p.H - n);
+        }
+      });
+    }
+  }
 }
 
 // out [n] = value(i), rounded to its dtype.
