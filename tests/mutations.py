@@ -316,8 +316,6 @@ _KERNELS = (
     # Some hundred rows, by panels.
     ("panels_skip_the_last_share", "csrc/cpu/panels.h", "end = least((i + 1) * panels / p.threads * kNR, p.H);",
      "end = least((i + 1) * (panels / p.threads) * kNR, p.H);", _only("threads", "panels")),
-    ("panels_x_not_rounded", "csrc/cpu/panel_forward.h", "p_.x.dtype, rounding(p_.x.dtype, p_.dtype), nullptr",
-     "p_.x.dtype, Dtype::kFloat32, nullptr", MIXED),
     ("panels_last_column_of_y", "csrc/cpu/panel_forward.h", "least<int64_t>(kNR, p_.D - first), lines_h_", "least<int64_t>(kNR, p_.D - first - 1), lines_h_", NUMERICS),
     ("panels_without_scale_in_dz", "csrc/cpu/panel_backward.h", "p_.scale ? scale_ : nullptr;", "nullptr;", _only("numerics", "scale")),
     ("panels_scaled_dy_in_dw2", "csrc/cpu/panel_backward.h", "store_dw2(p_, first, scale_, own.row);", "store_dw2(p_, first, b2_, own.row);", NUMERICS),

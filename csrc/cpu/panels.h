@@ -1,11 +1,12 @@
 // Some hundred rows: threads share the columns, not the rows. When, and what both directions need for it.
 //
 // With blocks of rows every thread reads all packed weights, of which other threads' caches have what those packed.
-// Here a thread packs a panel and multiplies all rows by it at once, and packs these rows for itself. Measured: Xeon
-// (Emerald Rapids), D = 768, H = 192, time beside blocks, two threads and one: fp32 on AVX-512, forward, 64 rows 0.72
-// and 0.87, 197 rows 0.83 and 0.98, 256 rows 0.88 and 0.98, 394 rows 1.15 and 1.08; train step, 197 rows 0.87 and 0.89.
-// bf16 on tiles, forward, 32 rows 0.72 and 0.86, 197 rows 0.74 and 0.97, 394 rows 0.93 and 1.03; train step, 197 rows
-// 0.79 and 0.99.
+// Here a thread packs a panel and multiplies all rows by it at once, and packs these rows for itself.
+//
+// Measured: Xeon (Emerald Rapids), D = 768, H = 192, shortest time beside blocks' shortest, two threads and one: fp32
+// on AVX-512, forward, 64 rows 0.61 and 0.85, 197 rows 0.83 and 0.98, 256 rows 0.87 and 1.02, 394 rows 1.06 and 1.05;
+// train step, 197 rows 0.87 and 0.89. bf16 on tiles, forward, 32 rows 0.72 and 0.86, 197 rows 0.74 and 0.97, 394 rows
+// 0.93 and 1.03; train step, 197 rows 0.79 and 0.99.
 #pragma once
 
 #include "pack.h"
