@@ -164,10 +164,9 @@ class Backward {
     const Matrix matrix;
     const int64_t first = index * blocks_.rows, count = least(blocks_.rows, p_.M - first);
     Layout layout;
-    const int64_t tile_rows = round_up(blocks_.rows, kMR);
-    const size_t d_at = layout.add(tile_rows * lines_d_ * kLine<Op> * sizeof(Unit));
-    const size_t h_at = layout.add(tile_rows * lines_h_ * kLine<Op> * sizeof(Unit));
-    const size_t f_at = layout.add(p_.dscale ? tile_rows * lines_h_ * kLine<Op> * sizeof(Unit) : 0);
+    const size_t d_at = layout.add(bytes_in_lines<Op>(blocks_.rows, p_.D));
+    const size_t h_at = layout.add(bytes_in_lines<Op>(blocks_.rows, p_.H));
+    const size_t f_at = layout.add(p_.dscale ? bytes_in_lines<Op>(blocks_.rows, p_.H) : 0);
     const size_t z_at = layout.add(p_.z ? 0 : blocks_.rows * panels_h_ * kNR * sizeof(float));
     const size_t row_at = layout.add(p_.z ? 0 : panels_d_ * kNR * sizeof(float));
     char* base = scratch(Scratch::kBlock, layout.size());

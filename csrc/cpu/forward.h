@@ -82,8 +82,8 @@ class Forward {
   void block(int64_t i) {
     const Matrix matrix;
     Layout layout;
-    const size_t x_at = layout.add(round_up(blocks_.rows, kMR) * lines_d_ * kLine<Op> * sizeof(Unit));
-    const size_t h_at = layout.add(round_up(blocks_.rows, kMR) * lines_h_ * kLine<Op> * sizeof(Unit));
+    const size_t x_at = layout.add(bytes_in_lines<Op>(blocks_.rows, p_.D));
+    const size_t h_at = layout.add(bytes_in_lines<Op>(blocks_.rows, p_.H));
     const size_t row_at = layout.add(round_up(p_.D < p_.H ? p_.H : p_.D, kNR) * sizeof(float));
     char* base = scratch(Scratch::kBlock, layout.size());
     float* row = reinterpret_cast<float*>(base + row_at);

@@ -25,6 +25,12 @@ AIM_FAST_INLINE void store_units(typename Op::Unit* out, int64_t part, const typ
   for (int i = 0; i < Op::kParts; ++i) store_vector(out + i * part, units.part[i]);
 }
 
+// Of rows [M][n] in lines, whole tiles of them.
+template <class Op>
+constexpr int64_t bytes_in_lines(int64_t M, int64_t n) {
+  return round_up(M, kMR) * lines_of<Op>(n) * kLine<Op> * sizeof(typename Op::Unit);
+}
+
 // rows [count][n], times factor [n] if given, to lines; rows up to the next whole tile are zero.
 template <class Op>
 void pack_lines(char* const* rows, int64_t count, int64_t n, Dtype dtype, Dtype round_to, const float* factor,

@@ -76,9 +76,10 @@ class PanelBackward {
 
   // The i-th of the threads' shares.
   void hidden(int64_t i) {
+    const Share panels(p_, i);
+    if (panels.first >= panels.end) return;
     const Matrix matrix;
     const ThreadPanel<Op> own(lines_d_, p_.D, bytes_in_lines<Op>(p_.M, p_.D));
-    const Share panels(p_, i);
     if (!p_.z && (need_dz_ || need_h_)) {
       pack_lines<Op>(x_rows_, p_.M, p_.D, p_.x.dtype, rounding(p_.x.dtype, p_.dtype), nullptr, own.lines);
       for (int64_t first = panels.first; first < panels.end; first += kNR) hidden_again(own, first);
@@ -131,7 +132,9 @@ class PanelBackward {
   void outer(int64_t first) {
     const Matrix matrix;
     const int64_t columns = least<int64_t>(kNR, p_.D - first);
-    const ThreadPanel<Op> own(lines_h_ + units_along<Op>(p_.M) / kUnits + 1, round_up(p_.H, kStep) * kNR);
+    // The panel holds one of w1, then rows along; the floats a panel of sums.
+    const int64_t lines_along = ceil_div(units_along<Op>(p_.M), kUnits);
+    const ThreadPanel<Op> own(lines_h_ < lines_along ? lines_along : lines_h_, round_up(p_.H, kStep) * kNR);
     if (p_.dx) {
       pack_panel<Op>(p_.w1, p_.H, p_.D, first, p_.dtype, own.panel);
       auto tile = [&](int64_t m, int64_t rows, int64_t, int64_t, float* c) {

@@ -17,12 +17,6 @@ namespace aim_fast::AIM_FAST_ISA {
 constexpr int64_t kMaxPanelRows = 256;
 constexpr int64_t kMaxPanelBytes = 1280 << 10;  // of these rows in lines, which stay in the second cache
 
-// Of rows [M][n] in lines.
-template <class Op>
-constexpr int64_t bytes_in_lines(int64_t M, int64_t n) {
-  return round_up(M, kMR) * lines_of<Op>(n) * kLine<Op> * sizeof(typename Op::Unit);
-}
-
 // Whether a call's rows are so few that it goes this way.
 template <class Op>
 bool by_panels(const Problem& p, int64_t M) {
@@ -46,7 +40,7 @@ struct Share {
   }
 };
 
-// A thread's own room: for a panel, for `floats` floats, and for lines if asked.
+// A thread's own room: for a panel of so many lines, for floats up to a whole panel, and for bytes of rows in lines.
 template <class Op>
 struct ThreadPanel {
   typename Op::Unit *panel, *lines;
