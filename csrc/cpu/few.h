@@ -10,7 +10,7 @@ namespace aim_fast::AIM_FAST_ISA {
 // row 0.89, 3 0.91, 7 1.27, 16 1.61. At D = 256, H = 64 all are within a tenth. Xeon (Emerald Rapids), forward and
 // backward, on tiles: fp32 4 rows 0.19 and 0.34, 16 0.49 and 0.60, 32 0.80 and 0.97; fp16 4 rows 0.33 and 0.33, 12 0.76
 // and 0.58, 16 0.94 and 0.70. At D = 256, H = 64: fp32 16 rows 1.05 and 0.75; fp16 12 rows 1.12 and 0.95, 16 1.27 and
-// 1.05.
+// 1.05. Where there are tiles, fp32 takes its products from AVX-512 by now (isa_amx.cpp).
 template <class Op>
 constexpr int64_t few_rows = Op::kRounds       ? 4
                              : Op::kParts == 2 ? 12

@@ -6,7 +6,7 @@
 namespace aim_fast {
 
 // Has the pages of [begin, end) mapped at once, unless the middle one is there already: a part of a result of `whole`
-// bytes, which nobody may be writing yet but the caller. A hint; what lies there stays.
+// bytes. A hint: what lies there stays, and other threads may be writing beside it.
 void map_pages(char* begin, char* end, int64_t whole);
 
 }  // namespace aim_fast

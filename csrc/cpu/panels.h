@@ -15,7 +15,7 @@
 namespace aim_fast::AIM_FAST_ISA {
 
 constexpr int64_t kMaxPanelRows = 256;
-constexpr int64_t kMaxPanelBytes = 1280 << 10;  // of these rows in lines, which stay in the second cache
+constexpr int64_t kMaxPanelBytes = 1280 << 10;  // of these rows in lines; measured with a second cache of 2 MiB
 
 // Whether a call's rows are so few that it goes this way.
 template <class Op>
