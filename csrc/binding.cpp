@@ -80,8 +80,8 @@ std::tuple<Tensor, Tensor> forward_cpu(const Tensor& x, const Tensor& w1, const 
   ForwardParams p;
   Arrays arrays(place_of(x));
   Tensor y = prepare_forward(p, arrays, x, w1, b1, w2, b2, scale, row_scale, residual, activation, skip, alpha, dtype,
-                             keep_z ? Pages::kAny : Pages::kHuge);
-  Tensor z = empty({keep_z ? p.M : 0, p.H}, p.dtype, place_of(x));
+                             keep_z ? Pages::kHugeInStep : Pages::kHuge);
+  Tensor z = empty({keep_z ? p.M : 0, p.H}, p.dtype, place_of(x), Pages::kHugeInStep);
   if (keep_z) p.z = array_of(z, p.dtype);
   on_this_machine(p);
   if (p.M > 0) kernels().forward(p);
@@ -123,7 +123,7 @@ Gradients backward_cpu(const Tensor& dy, const OptionalTensor& x, const Optional
   BackwardParams p;
   Arrays arrays(place_of(dy));
   Gradients results = prepare_backward(p, arrays, dy, x, z, w1, b1, w2, b2, scale, row_scale, activation, skip, alpha,
-                                       dtype, x_dtype, needs);
+                                       dtype, x_dtype, needs, Pages::kHugeInStep);
   on_this_machine(p);
   kernels().backward(p);
   return results;

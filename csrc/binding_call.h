@@ -73,7 +73,7 @@ inline Gradients prepare_backward(BackwardParams& p, Arrays& arrays, const Tenso
                                   const OptionalTensor& z, const Tensor& w1, const OptionalTensor& b1, const Tensor& w2,
                                   const OptionalTensor& b2, const OptionalTensor& scale,
                                   const OptionalTensor& row_scale, const std::string& activation, bool skip,
-                                  double alpha, ScalarType dtype, ScalarType x_dtype, int64_t needs) {
+                                  double alpha, ScalarType dtype, ScalarType x_dtype, int64_t needs, Pages pages) {
   const Place place = place_of(dy);
   fill(p, arrays, dy, w1, b1, w2, b2, scale, activation, skip, alpha, dtype);
   p.dy = rows_of(dy, 1, place, "dy");
@@ -93,7 +93,7 @@ inline Gradients prepare_backward(BackwardParams& p, Arrays& arrays, const Tenso
     return t;
   };
   const Dtype dx_dtype = dtype_of(x_dtype, "x");
-  Tensor dx = needs & 1 ? empty_like(dy, dx_dtype) : empty({0}, Dtype::kFloat32, place);
+  Tensor dx = needs & 1 ? empty_like(dy, dx_dtype, pages) : empty({0}, Dtype::kFloat32, place);
   if (needs & 1) p.dx = rows_of(dx, 1, place, "dx");
   Tensor dw1 = result(1, p.w1, {p.H, p.D}, p.dw1);
   Tensor db1 = result(2, p.b1, {p.H}, p.db1);

@@ -99,7 +99,7 @@ Gradients backward_cuda(const Tensor& dy, const OptionalTensor& x, const Optiona
   BackwardParams p;
   Arrays arrays(place);
   Gradients results = prepare_backward(p, arrays, dy, x, z, w1, b1, w2, b2, scale, row_scale, activation, skip, alpha,
-                                       dtype, x_dtype, needs);
+                                       dtype, x_dtype, needs, Pages::kAny);
   const cuda::Device& device = launches.choose(p, true, kernels);
   if (p.M == 0) {
     std::apply([](auto&... t) { (torch::stable::zero_(t), ...); }, results);
