@@ -120,14 +120,12 @@ def _run(x, w1, b1, w2, b2, scale_tensor, row_scale, residual, activation, skip,
             return packed.forward(x, w1, b1, w2, b2, scale_tensor, row_scale, residual, activation, skip, alpha, dtype)
         forward = _forward_of(backend, traced, tensors)
         named = ops.NUMBER_OF[dtype] if backend == "cpu" else dtype
-        return forward(x, w1, b1, w2, b2, scale_tensor, row_scale, residual, activation, skip, alpha, named, False)[0]
+        return forward(*tensors, activation, skip, alpha, named, False, False)[0]
     keep_z = through_z and not recompute
     keep_x = w1.requires_grad or (through_z and recompute)
-    # x as it is multiplied, and as eager keeps it, where that is narrower.
-    narrow = x.to(dtype) if keep_x and dtype.itemsize < x.dtype.itemsize else None
     apply = _Adapter.apply if traced else _apply
     call = (activation, skip, alpha, dtype, keep_x, keep_z, traced, backend)  # as one: apply looks at each argument
-    return apply(x, w1, b1, w2, b2, scale_tensor, row_scale, residual, narrow, call)[0]
+    return apply(x, w1, b1, w2, b2, scale_tensor, row_scale, residual, call)[0]
 
 
 def _forward_of(backend: str, traced: bool, tensors: Sequence[Tensor | None]) -> Callable[..., Any]:
@@ -184,25 +182,27 @@ def compute_dtype(x: Tensor, w1: Tensor, b1: Tensor | None, w2: Tensor, b2: Tens
 
 
 class _Adapter(torch.autograd.Function):
-    """(y, z) of the forward op. z is differentiable too: that is how a second backward reaches x through it.
+    """The forward op. What it keeps is differentiable too: that is how a second backward reaches x through it.
 
     The backward runs on the forward's backend.
     """
 
     @staticmethod
-    def forward(x, w1, b1, w2, b2, scale, row_scale, residual, narrow, call):
-        activation, skip, alpha, dtype, _, keep_z, traced, backend = call
-        forward = _forward_of(backend, traced, (x, w1, b1, w2, b2, scale, row_scale, residual))
+    def forward(x, w1, b1, w2, b2, scale, row_scale, residual, call):
+        activation, skip, alpha, dtype, keep_x, keep_z, traced, backend = call
+        tensors = (x, w1, b1, w2, b2, scale, row_scale, residual)
+        forward = _forward_of(backend, traced, tensors)
         named = ops.NUMBER_OF[dtype] if backend == "cpu" else dtype
-        return forward(x, w1, b1, w2, b2, scale, row_scale, residual, activation, skip, alpha, named, keep_z)
+        return forward(*tensors, activation, skip, alpha, named, keep_z, keep_x)
 
     @staticmethod
     def setup_context(ctx, inputs, output):
-        x, w1, b1, w2, b2, scale, row_scale, residual, narrow, call = inputs
+        x, w1, b1, w2, b2, scale, row_scale, residual, call = inputs
         activation, skip, alpha, dtype, keep_x, keep_z, _, ctx.backend = call
-        y, z = output
-        kept = x if narrow is None else narrow
-        ctx.save_for_backward(kept if keep_x else None, z if keep_z else None, w1, b1, w2, b2, scale, row_scale)
+        y, z, x_kept = output
+        if not ops.narrows(x, dtype):
+            x_kept = x
+        ctx.save_for_backward(x_kept if keep_x else None, z if keep_z else None, w1, b1, w2, b2, scale, row_scale)
         ctx.call = (activation, skip, alpha, dtype, x.dtype)
         if residual is not None:
             ctx.residual_dtype = residual.dtype
@@ -210,14 +210,16 @@ class _Adapter(torch.autograd.Function):
         ctx.set_materialize_grads(False)
 
     @staticmethod
-    def backward(ctx, dy, dz):
+    def backward(ctx, dy, dz, dx_kept):
         if dy is None and dz is None:
-            return (None,) * 10
+            # The first backward of a second one may not have used z.
+            dx = dx_kept.to(ctx.call[-1]) if dx_kept is not None and ctx.needs_input_grad[0] else None
+            return dx, *(None,) * 8
         x, z, w1, b1, w2, b2, scale, row_scale = ctx.saved_tensors
         wanted = ctx.needs_input_grad[:6]  # x, w1, b1, w2, b2, scale
         dresidual = dy.to(ctx.residual_dtype) if ctx.needs_input_grad[7] and dy is not None else None
         grads: list[Tensor | None] = [None] * 6
-        # A compiled graph is differentiated once: no gradient reaches z there, though zeros may be given.
+        # A compiled graph is differentiated once: no gradient reaches what is kept, though zeros may be given.
         if (dz is not None or torch.is_grad_enabled()) and not torch.compiler.is_compiling():
             dy = w1.new_zeros(ctx.y_shape) if dy is None else dy
             activation, skip, alpha, dtype, x_dtype = ctx.call
@@ -225,6 +227,8 @@ class _Adapter(torch.autograd.Function):
                 grads = reference.backward(
                     dy, x, z, w1, b1, w2, b2, scale, row_scale, activation, skip, alpha, dtype, x_dtype, wanted, dz
                 )
+            if dx_kept is not None and grads[0] is not None:
+                grads[0] = grads[0] + dx_kept.to(x_dtype)
         elif any(wanted):
             needs = sum(1 << i for i, want in enumerate(wanted) if want)
             if dy.stride(-1) != 1 and dy.shape[-1] != 1:
@@ -238,7 +242,7 @@ class _Adapter(torch.autograd.Function):
                 backward = routing.backward_on(ctx.backend, tensors)
             results = backward(*tensors, activation, skip, alpha, dtype, x_dtype, needs)
             grads = [g if want else None for g, want in zip(results, wanted, strict=True)]
-        return *grads, None, dresidual, None, None
+        return *grads, None, dresidual, None
 
 
 # What `_Adapter.apply` comes to outside functorch transforms, which dispatch sends to the composition. Measured: Zen 4,

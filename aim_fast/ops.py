@@ -2,7 +2,9 @@
 
 `aim_fast::adapter_forward` and `aim_fast::adapter_backward` take the scale apart as a float `alpha` and an optional
 tensor `scale` ([1] or [D]), so that only the tensor has a gradient. The compiled library registers the CPU kernels;
-everything without a kernel runs `reference.py`. Gradients that are not asked for come back as tensors of shape [0].
+everything without a kernel runs `reference.py`. For the backward the forward gives z [M, H] if `keep_z`, and if
+`keep_x`, where the compute dtype is narrower than x's, x in it, contiguous. What is not asked for comes back with shape
+[0], or [0, H].
 """
 
 from __future__ import annotations
@@ -15,7 +17,7 @@ from aim_fast import reference
 _CALL = "str activation, bool skip, float alpha, ScalarType dtype"
 FORWARD = (
     "adapter_forward(Tensor x, Tensor w1, Tensor? b1, Tensor w2, Tensor? b2, Tensor? scale, Tensor? row_scale, "
-    f"Tensor? residual, {_CALL}, bool keep_z) -> (Tensor y, Tensor z)"
+    f"Tensor? residual, {_CALL}, bool keep_z, bool keep_x) -> (Tensor y, Tensor z, Tensor x_kept)"
 )
 BACKWARD = (
     "adapter_backward(Tensor dy, Tensor? x, Tensor? z, Tensor w1, Tensor? b1, Tensor w2, Tensor? b2, Tensor? scale, "
@@ -56,11 +58,17 @@ def _nothing(dy: Tensor) -> Tensor:
     return dy.new_empty((0,), dtype=torch.float32)
 
 
+def narrows(x: Tensor, dtype: torch.dtype) -> bool:
+    """Whether products in this dtype round x."""
+    return dtype.itemsize < x.dtype.itemsize
+
+
 @torch.library.register_fake("aim_fast::adapter_forward", lib=_library)
-def _forward_fake(x, w1, b1, w2, b2, scale, row_scale, residual, activation, skip, alpha, dtype, keep_z):
+def _forward_fake(x, w1, b1, w2, b2, scale, row_scale, residual, activation, skip, alpha, dtype, keep_z, keep_x):
     y = empty_like(x if residual is None else residual, reference.output_dtype(dtype, x, skip, residual))
     rows = x.numel() // x.shape[-1] if keep_z else 0
-    return y, x.new_empty((rows, w1.shape[0]), dtype=dtype)
+    x_kept = x.new_empty(x.shape if keep_x and narrows(x, dtype) else (0,), dtype=dtype)
+    return y, x.new_empty((rows, w1.shape[0]), dtype=dtype), x_kept
 
 
 @torch.library.register_fake("aim_fast::adapter_backward", lib=_library)
@@ -72,11 +80,18 @@ def _backward_fake(dy, x, z, w1, b1, w2, b2, scale, row_scale, activation, skip,
     )
 
 
-def _forward_reference(x, w1, b1, w2, b2, scale, row_scale, residual, activation, skip, alpha, dtype, keep_z):
+def kept_x(x: Tensor, dtype: torch.dtype, keep_x: bool) -> Tensor:
+    """The forward's last result, for those that do not make it on the way."""
+    if keep_x and narrows(x, dtype):
+        return x.to(dtype, memory_format=torch.contiguous_format)
+    return x.new_empty((0,), dtype=dtype)
+
+
+def _forward_reference(x, w1, b1, w2, b2, scale, row_scale, residual, activation, skip, alpha, dtype, keep_z, keep_x):
     with reference.no_autocast(x.device.type):
         y, z = reference.forward(x, w1, b1, w2, b2, scale, row_scale, residual, activation, skip, alpha, dtype)
     out = empty_like(x if residual is None else residual, y.dtype)
-    return out.copy_(y), z if keep_z else z.new_empty((0, w1.shape[0]))
+    return out.copy_(y), z if keep_z else z.new_empty((0, w1.shape[0])), kept_x(x, dtype, keep_x)
 
 
 def _backward_reference(dy, x, z, w1, b1, w2, b2, scale, row_scale, activation, skip, alpha, dtype, x_dtype, needs):

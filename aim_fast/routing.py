@@ -94,9 +94,9 @@ def _kernel(name: str) -> Callable[..., Any]:
     return getattr(torch.ops.aim_fast, name).default._op
 
 
-def _cuda_forward(x, w1, b1, w2, b2, scale, row_scale, residual, activation, skip, alpha, dtype, keep_z):
+def _cuda_forward(x, w1, b1, w2, b2, scale, row_scale, residual, activation, skip, alpha, dtype, keep_z, keep_x):
     plan = _cuda_plan(x, w1, w2, dtype, False)
-    call = (activation, skip, alpha, ops.NUMBER_OF[dtype], keep_z, plan)
+    call = (activation, skip, alpha, ops.NUMBER_OF[dtype], keep_z, keep_x, plan)
     return _kernel("cuda_forward")(x, w1, b1, w2, b2, scale, row_scale, residual, *call)
 
 
@@ -116,11 +116,11 @@ def register(key: str, choose: Choose) -> torch.library.Library:
     choose: for calls that nobody has chosen for.
     """
 
-    def forward(x, w1, b1, w2, b2, scale, row_scale, residual, activation, skip, alpha, dtype, keep_z):
+    def forward(x, w1, b1, w2, b2, scale, row_scale, residual, activation, skip, alpha, dtype, keep_z, keep_x):
         tensors = (x, w1, b1, w2, b2, scale, row_scale, residual)
-        # z is kept for a backward.
-        backend = _said.backend or choose(tensors, dtype, skip, keep_z)
-        return _FORWARD[backend](*tensors, activation, skip, alpha, dtype, keep_z)
+        # z and x are kept for a backward.
+        backend = _said.backend or choose(tensors, dtype, skip, keep_z or keep_x)
+        return _FORWARD[backend](*tensors, activation, skip, alpha, dtype, keep_z, keep_x)
 
     def backward(dy, x, z, w1, b1, w2, b2, scale, row_scale, activation, skip, alpha, dtype, x_dtype, needs):
         tensors = (dy, w1, b1, w2, b2, scale, row_scale, None)

@@ -65,19 +65,20 @@ def forward(
     alpha: float,
     dtype: torch.dtype,
     keep_z: bool,
-) -> tuple[Tensor, Tensor]:
-    """y, and z [M, H] if kept; arguments as in ops.py. What no tile serves runs the composition."""
+    keep_x: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """y, z and x as ops.py says. What no tile serves runs the composition."""
     call = (activation, skip, alpha, dtype)
     # Their layout decides y's, before anything is copied.
     y = ops.empty_like(x if residual is None else residual, reference.output_dtype(dtype, x, skip, residual))
     z = x.new_empty((x.numel() // w1.shape[1] if keep_z else 0, w1.shape[0]), dtype=dtype)
     if x.numel() == 0:
-        return y, z
+        return y, z, ops.kept_x(x, dtype, keep_x)
     if not has_tiles(x.get_device(), load_class(dtype, x, w1, w2), w1.shape[0]):
-        return ops._forward_reference(x, w1, b1, w2, b2, scale, row_scale, residual, *call, keep_z)
+        return ops._forward_reference(x, w1, b1, w2, b2, scale, row_scale, residual, *call, keep_z, keep_x)
     rows, kept = unit_stride(x), z if keep_z else None
     added = None if residual is None else unit_stride(residual)
     factors = None if row_scale is None else row_scale.expand(x.shape[:-1])
     w1, b1, w2, b2, scale = contiguous(w1, b1, w2, b2, scale)
     launch(rows, w1, b1, w2, b2, scale, factors, added, *call, y, kept)
-    return y, z
+    return y, z, ops.kept_x(x, dtype, keep_x)

@@ -73,19 +73,19 @@ void on_this_machine(Problem& p) {
   p.run_steps = run_steps;
 }
 
-std::tuple<Tensor, Tensor> forward_cpu(const Tensor& x, const Tensor& w1, const OptionalTensor& b1, const Tensor& w2,
-                                       const OptionalTensor& b2, const OptionalTensor& scale,
-                                       const OptionalTensor& row_scale, const OptionalTensor& residual,
-                                       std::string activation, bool skip, double alpha, ScalarType dtype, bool keep_z) {
+std::tuple<Tensor, Tensor, Tensor> forward_cpu(const Tensor& x, const Tensor& w1, const OptionalTensor& b1,
+                                               const Tensor& w2, const OptionalTensor& b2, const OptionalTensor& scale,
+                                               const OptionalTensor& row_scale, const OptionalTensor& residual,
+                                               std::string activation, bool skip, double alpha, ScalarType dtype,
+                                               bool keep_z, bool keep_x) {
   ForwardParams p;
   Arrays arrays(place_of(x));
   Tensor y = prepare_forward(p, arrays, x, w1, b1, w2, b2, scale, row_scale, residual, activation, skip, alpha, dtype,
-                             keep_z ? Pages::kHugeInStep : Pages::kHuge);
-  Tensor z = empty({keep_z ? p.M : 0, p.H}, p.dtype, place_of(x), Pages::kHugeInStep);
-  if (keep_z) p.z = array_of(z, p.dtype);
+                             keep_z || keep_x ? Pages::kHugeInStep : Pages::kHuge);
+  auto [z, x_kept] = prepare_kept(p, x, keep_z, keep_x, Pages::kHugeInStep);
   on_this_machine(p);
   if (p.M > 0) kernels().forward(p);
-  return {y, z};
+  return {y, z, x_kept};
 }
 
 // A buffer for forward_prepacked: both weights packed for products in dtype.

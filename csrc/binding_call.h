@@ -44,7 +44,7 @@ inline void fill(Problem& p, Arrays& arrays, const Tensor& shaped, const Tensor&
   p.dtype = dtype_of(dtype, "the compute dtype");
 }
 
-// The forward but for its z: fills p in, allocates y, and leaves what has to live as long in arrays.
+// The forward but for what it keeps: fills p in, allocates y, and leaves what has to live as long in arrays.
 inline Tensor prepare_forward(ForwardParams& p, Arrays& arrays, const Tensor& x, const Tensor& w1,
                               const OptionalTensor& b1, const Tensor& w2, const OptionalTensor& b2,
                               const OptionalTensor& scale, const OptionalTensor& row_scale,
@@ -64,6 +64,21 @@ inline Tensor prepare_forward(ForwardParams& p, Arrays& arrays, const Tensor& x,
   Tensor y = empty_like(residual ? *residual : x, out, pages);
   p.y = rows_of(y, 1, place, "y");
   return y;
+}
+
+// What the forward keeps for the backward, once p is filled in: z, and x where the compute dtype is narrower than its
+// own; each empty unless it is wanted.
+inline std::tuple<Tensor, Tensor> prepare_kept(ForwardParams& p, const Tensor& x, bool keep_z, bool keep_x,
+                                               Pages pages) {
+  const Place place = place_of(x);
+  Tensor z = empty({keep_z ? p.M : 0, p.H}, p.dtype, place, pages);
+  if (keep_z) p.z = array_of(z, p.dtype);
+  std::vector<int64_t> sizes = {0};
+  keep_x = keep_x && element_size(p.dtype) < element_size(p.x.dtype);
+  if (keep_x) sizes.assign(x.sizes().begin(), x.sizes().end());
+  Tensor x_kept = empty(sizes, p.dtype, place, pages);
+  if (keep_x) p.x_kept = array_of(x_kept, p.dtype);
+  return {z, x_kept};
 }
 
 using Gradients = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor>;  // dx, dw1, db1, dw2, db2, dscale

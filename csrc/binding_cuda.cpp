@@ -69,11 +69,11 @@ Tensor workspace(int64_t bytes, Place place, char** aligned) {
   return t;
 }
 
-std::tuple<Tensor, Tensor> forward_cuda(const Tensor& x, const Tensor& w1, const OptionalTensor& b1, const Tensor& w2,
-                                        const OptionalTensor& b2, const OptionalTensor& scale,
-                                        const OptionalTensor& row_scale, const OptionalTensor& residual,
-                                        std::string activation, bool skip, double alpha, ScalarType dtype, bool keep_z,
-                                        std::string kernels) {
+std::tuple<Tensor, Tensor, Tensor> forward_cuda(const Tensor& x, const Tensor& w1, const OptionalTensor& b1,
+                                                const Tensor& w2, const OptionalTensor& b2, const OptionalTensor& scale,
+                                                const OptionalTensor& row_scale, const OptionalTensor& residual,
+                                                std::string activation, bool skip, double alpha, ScalarType dtype,
+                                                bool keep_z, bool keep_x, std::string kernels) {
   const Place place = place_of(x);
   Launches launches(place);
   ForwardParams p;
@@ -81,13 +81,12 @@ std::tuple<Tensor, Tensor> forward_cuda(const Tensor& x, const Tensor& w1, const
   Tensor y = prepare_forward(p, arrays, x, w1, b1, w2, b2, scale, row_scale, residual, activation, skip, alpha, dtype,
                              Pages::kAny);
   const cuda::Device& device = launches.choose(p, false, kernels);
-  Tensor z = empty({keep_z ? p.M : 0, p.H}, p.dtype, place);
-  if (keep_z) p.z = array_of(z, p.dtype);
-  if (p.M == 0) return {y, z};
+  auto [z, x_kept] = prepare_kept(p, x, keep_z, keep_x, Pages::kAny);
+  if (p.M == 0) return {y, z, x_kept};
   char* memory;
   const Tensor kept = workspace(cuda::forward_workspace(p, device), place, &memory);
   check(cuda::forward(p, device, memory));
-  return {y, z};
+  return {y, z, x_kept};
 }
 
 Gradients backward_cuda(const Tensor& dy, const OptionalTensor& x, const OptionalTensor& z, const Tensor& w1,
@@ -142,8 +141,8 @@ void emulate(int64_t order, int64_t seed, int64_t sms) {
 STABLE_TORCH_LIBRARY_FRAGMENT(aim_fast, m) {
   m.def(
       "cuda_forward(Tensor x, Tensor w1, Tensor? b1, Tensor w2, Tensor? b2, Tensor? scale, Tensor? row_scale, "
-      "Tensor? residual, str activation, bool skip, float alpha, ScalarType dtype, bool keep_z, str kernels=\"\") -> "
-      "(Tensor, Tensor)");
+      "Tensor? residual, str activation, bool skip, float alpha, ScalarType dtype, bool keep_z, bool keep_x, str "
+      "kernels=\"\") -> (Tensor, Tensor, Tensor)");
   m.def(
       "cuda_backward(Tensor dy, Tensor? x, Tensor? z, Tensor w1, Tensor? b1, Tensor w2, Tensor? b2, Tensor? scale, "
       "Tensor? row_scale, str activation, bool skip, float alpha, ScalarType dtype, ScalarType x_dtype, int needs, str "

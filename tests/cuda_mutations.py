@@ -22,6 +22,8 @@ _KERNELS = (
     ("rows_release_early", _CONSUMER, "      ptx::wgmma_wait<0>();\n      release(ring_.stage);", "      release(ring_.stage);\n      ptx::wgmma_wait<0>();"),
     ("rows_first_product_not_waited_for", _CONSUMER,
      "      ptx::wgmma_wait<0>();\n      release(ring_.stage);", "      release(ring_.stage);"),
+    ("rows_x_not_kept", "csrc/cuda/hopper/kernels.cu", "  call.keep_rounded = bool(p.x_kept);\n", ""),
+    ("rows_x_kept_a_step_off", _CONSUMER, "staging_.send(call_.rounded, step * kColumns);", "staging_.send(call_.rounded, (step ^ 1) * kColumns);"),
     ("rows_rounded_without_a_fence", _CONSUMER, "      ptx::fence_proxy_async();\n      staging_.next();", "      staging_.next();"),
     ("rows_no_wgmma_fence", _CONSUMER, "    ptx::wgmma_fence();\n#pragma unroll\n    for (int k = 0; k < 4; ++k) {",
      "#pragma unroll\n    for (int k = 0; k < 4; ++k) {"),
@@ -111,6 +113,7 @@ _KERNELS = (
 )
 # Seen by the tests of that family alone.
 _OF_SM_80 = (
+    ("ampere_x_kept_by_other_parts", _FORWARD, "call.rounded && tile.is_first_part()", "call.rounded && !tile.is_first_part()"),
     ("ampere_padding_of_hidden", _FORWARD, "own < call.H ? sums", "true ? sums"),
 )
 _OF_THE_EMULATOR = (

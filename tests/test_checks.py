@@ -150,6 +150,7 @@ def _forward(**changes: Any) -> Any:
         "alpha": 1.0,
         "dtype": torch.float32,
         "keep_z": True,
+        "keep_x": True,
     }
     return torch.ops.aim_fast.adapter_forward(*(values | changes).values())
 

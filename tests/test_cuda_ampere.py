@@ -139,12 +139,14 @@ def build(case: Case, seed: int = 0) -> Call:
 
 def run_forward(call: Call) -> dict[str, Tensor]:
     t = all_placed(call.tensors, DEVICE)
-    y, z = OPS.cuda_forward(
+    y, z, x_kept = OPS.cuda_forward(
         *(t[name] for name in ("x", "w1", "b1", "w2", "b2", "scale", "row_scale", "residual")),
         *call.options,
         call.case.keep_z,
+        True,
     )
-    return {"y": y.cpu(), "z": z.cpu()} if call.case.keep_z else {"y": y.cpu()}
+    results = {"y": y.cpu(), "z": z.cpu()} if call.case.keep_z else {"y": y.cpu()}
+    return results | {"x_kept": x_kept.cpu()} if x_kept.numel() else results
 
 
 def run_backward(call: Call, needs: int = ALL, *, recompute: bool = False) -> dict[str, Tensor]:
@@ -172,6 +174,7 @@ def expected(call: Call, *, exact: bool, needs: int = ALL, recompute: bool = Fal
     options: Tensors = {"activation": case.activation, "skip": case.skip, "alpha": case.alpha}
     options["dtype"] = torch.float64 if exact else case.dtype
     y, z = reference.forward(**t, **options)
+    x_kept = t["x"].to(t["x"].dtype if exact else case.dtype)
     del t["residual"]
     grads = reference.backward(
         cast(call.dy),
@@ -181,7 +184,7 @@ def expected(call: Call, *, exact: bool, needs: int = ALL, recompute: bool = Fal
         **t,
         **options,
     )
-    results = {"y": y, "z": z} if case.keep_z else {"y": y}
+    results = {"y": y, "z": z, "x_kept": x_kept}
     return results | {name: g for name, g in zip(NAMES, grads, strict=True) if g is not None}
 
 

@@ -200,7 +200,7 @@ def check_operators_by_themselves() -> None:
     call = (*tensors, None, None, None, "gelu", False, 1.0, FP32)
     for name, best in (("cuda", False), ("triton", False), ("auto", True), ("auto", False), ("eager", True)):
         with played(best) as seen, aim_fast.use_backend(name):
-            y, z = ops.adapter_forward(*call, True)
+            y, z, _ = ops.adapter_forward(*call, True, True)
             ops.adapter_backward(y, tensors[0], z, *tensors[1:], None, None, "gelu", False, 1.0, FP32, FP32, 63)
             assert seen == 2 * [("cuda" if best else "eager") if name == "auto" else name]
     with played() as seen, aim_fast.use_backend("cuda"):
@@ -208,7 +208,7 @@ def check_operators_by_themselves() -> None:
             routing.on("triton", ops.adapter_forward)(*call)  # one argument short
         assert routing._said.backend == ""
     with played(there=["cuda"]) as seen:  # and not what AIM_FAST_BACKEND names
-        ops.adapter_forward(*call, True)
+        ops.adapter_forward(*call, True, True)
         assert seen == ["eager"]
 
 

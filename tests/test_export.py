@@ -112,7 +112,7 @@ def test_inference_graph(context: Callable[[], Any]) -> None:
     with context():
         program = exported(Block()).run_decompositions()
     forwards = calls(program, torch.ops.aim_fast.adapter_forward.default)
-    assert [node.args[-1] for node in forwards] == [False, False]
+    assert [node.args[-2:] for node in forwards] == 2 * [(False, False)]
 
 
 def _assert_equal(run: Callable[[Tensor], Tensor], model: nn.Module) -> None:

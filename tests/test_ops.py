@@ -60,13 +60,13 @@ def forward_arguments(
     row_scale = torch.rand(4, 1, generator=generator) if full else None
     residual = None if residual_as is None else residual_as(torch.randn(4, 6, 24, generator=generator).to(dtype))
     x = x_as(t["x"])
-    return x, t["w1"], t["b1"], t["w2"], t["b2"], scale, row_scale, residual, "gelu", True, 0.5, dtype, keep_z
+    return x, t["w1"], t["b1"], t["w2"], t["b2"], scale, row_scale, residual, "gelu", True, 0.5, dtype, keep_z, True
 
 
 def backward_arguments(
     dtype: torch.dtype, *, full: bool = True, dy_as: Callable[[Tensor], Tensor] = torch.clone, needs: int = ALL
 ) -> tuple:
-    x, w1, b1, w2, b2, scale, row_scale, _, *call, _ = forward_arguments(dtype, full=full)
+    x, w1, b1, w2, b2, scale, row_scale, _, *call, _, _ = forward_arguments(dtype, full=full)
     generator = torch.Generator().manual_seed(2)
     z = torch.randn(24, 8, generator=generator).to(dtype)
     dy = dy_as(torch.randn(x.shape, generator=generator).to(dtype))
@@ -100,13 +100,13 @@ def test_layout_of_y(op: str, x: str, residual: str | None) -> None:
     """y has the residual's layout, else x's, where that is dense; the fake kernel says the same as the real one."""
     residual_as = None if residual is None else LAYOUTS[residual]
     arguments = forward_arguments(BF16, x_as=LAYOUTS[x], residual_as=residual_as)
-    y, z = FORWARDS[op](*arguments)
+    y, z, x_kept = FORWARDS[op](*arguments)
     like = arguments[0] if residual_as is None else arguments[7]
     dense = (x if residual is None else residual) in ("contiguous", "permuted")
     assert y.stride() == (like.stride() if dense else (144, 24, 1))
     assert z.shape == (24, 8)
     assert z.is_contiguous()
-    assert fake(forward, arguments) == describe((y, z))
+    assert fake(forward, arguments) == describe((y, z, x_kept))
 
 
 @pytest.mark.parametrize("op", FORWARDS)
@@ -114,7 +114,7 @@ def test_layout_of_y(op: str, x: str, residual: str | None) -> None:
 @pytest.mark.parametrize("residual", [None, FP32, BF16, FP16], ids=str)
 @pytest.mark.parametrize("skip", [False, True])
 def test_dtype_of_y(op: str, x: torch.dtype, residual: torch.dtype | None, skip: bool) -> None:
-    """The compute dtype, promoted with x's under skip and with the residual's; z has the compute dtype alone."""
+    """The compute dtype, promoted with x's under skip and with the residual's; what is kept has the compute dtype."""
     arguments = list(forward_arguments(BF16, residual_as=None))
     arguments[0] = arguments[0].to(x)
     arguments[7] = None if residual is None else arguments[0].to(residual)
@@ -122,9 +122,9 @@ def test_dtype_of_y(op: str, x: torch.dtype, residual: torch.dtype | None, skip:
     expected = BF16
     for dtype in ([x] if skip else []) + ([residual] if residual else []):
         expected = torch.promote_types(expected, dtype)
-    y, z = FORWARDS[op](*arguments)
-    assert (y.dtype, z.dtype) == (expected, BF16)
-    assert fake(forward, tuple(arguments)) == describe((y, z))
+    results = FORWARDS[op](*arguments)
+    assert [t.dtype for t in results] == [expected, BF16, BF16]
+    assert fake(forward, tuple(arguments)) == describe(results)
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
@@ -164,11 +164,11 @@ def test_kernel_and_fallback_agree(full: bool) -> None:
 @pytest.mark.parametrize("dtype", ops.NUMBER_OF, ids=str)
 def test_dtype_by_number(dtype: torch.dtype) -> None:
     """The number that stands for a dtype in a call: the same results, and kernels in Python see the dtype itself."""
-    *tensors, activation, skip, alpha, _, keep_z = forward_arguments(dtype)
+    *tensors, activation, skip, alpha, _, keep_z, keep_x = forward_arguments(dtype)
     tensors = [None if t is None else t.to("meta") for t in tensors] if dtype is torch.float64 else tensors
     for op in (forward, ops.run_forward):
-        by_number = op(*tensors, activation, skip, alpha, ops.NUMBER_OF[dtype], keep_z)
-        itself = forward(*tensors, activation, skip, alpha, dtype, keep_z)
+        by_number = op(*tensors, activation, skip, alpha, ops.NUMBER_OF[dtype], keep_z, keep_x)
+        itself = forward(*tensors, activation, skip, alpha, dtype, keep_z, keep_x)
         for one, other in zip(by_number, itself, strict=True):
             assert one.dtype is other.dtype is dtype
             assert one.is_meta or torch.equal(one, other)
@@ -191,13 +191,32 @@ def test_fallback_ignores_autocast(dtype: torch.dtype) -> None:
 
 def test_z_only_when_kept() -> None:
     """No z in memory unless the backward will want it; y has the same bits."""
-    *arguments, _ = forward_arguments(FP32, x_as=permuted)
-    y, z = forward(*arguments, True)
-    again, nothing = forward(*arguments, False)
+    *arguments, _, _ = forward_arguments(FP32, x_as=permuted)
+    y, z, _ = forward(*arguments, True, False)
+    again, nothing, _ = forward(*arguments, False, False)
     assert torch.equal(y, again)
     assert nothing.shape == (0, 8)
     x, w1, b1 = arguments[:3]
     torch.testing.assert_close(z, torch.nn.functional.linear(x.reshape(-1, 24), w1, b1))
+
+
+# Rows for every way through the forward; the last result is so large that its pages are mapped block by block.
+@pytest.mark.parametrize("shape", [(0, 37), (1, 24), (3, 7, 37), (197, 40), (5, 130, 100), (4200, 1024)], ids=str)
+@pytest.mark.parametrize("dtype", [BF16, FP16], ids=str)
+def test_x_as_the_products_round_it(isa: str, shape: tuple[int, ...], dtype: torch.dtype) -> None:
+    """Kept only where asked for and narrower than x, and then contiguous, whatever x's strides; y has the same bits."""
+    t = make_inputs(shape, 20, FP32)
+    x = permuted(t["x"]) if len(shape) == 3 else gapped(t["x"])
+    if x.numel():
+        x[..., 0, :5] = torch.tensor([float("nan"), float("inf"), -0.0, 1e-42, 65519.0])
+    call = (x, t["w1"], t["b1"], t["w2"], t["b2"], None, None, None, "gelu", True, 1.0)
+    y, z, x_kept = forward(*call, dtype, True, True)
+    torch.testing.assert_close(x_kept, x.to(dtype), rtol=0, atol=0, equal_nan=True)
+    assert x_kept.is_contiguous()
+    others = forward(*call, dtype, True, False)
+    assert others[2].shape == forward(*call, FP32, True, True)[2].shape == (0,)
+    for one, other in zip((y, z), others, strict=False):
+        torch.testing.assert_close(one, other, rtol=0, atol=0, equal_nan=True)
 
 
 def _calls(function: Callable[[], object]) -> list[str]:

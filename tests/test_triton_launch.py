@@ -141,7 +141,7 @@ class Call:
         x, w1, b1, w2, b2 = (self.tensors[name] for name in ("x", "w1", "b1", "w2", "b2"))
         around = [self.tensors[name] for name in ("scale", "row_scale", "residual")]
         call = (self.activation, self.skip, self.alpha, self.dtype)
-        y, z = triton_forward.forward(x, w1, b1, w2, b2, *around, *call, True)
+        y, z, _ = triton_forward.forward(x, w1, b1, w2, b2, *around, *call, True, True)
         triton_backward.backward(y, x, z, w1, b1, w2, b2, *around[:2], *call, x.dtype, self.needs)
 
 

@@ -73,6 +73,7 @@ struct ForwardParams : Problem {
   Rows x, residual;
   Rows y;
   Array z;                       // [M, H] in the compute dtype; absent: not kept
+  Array x_kept;                  // [M, D] x in the compute dtype, of an x that is fp32; absent: not kept
   const char* packed = nullptr;  // both weights as Kernels::pack lays them, aligned to 64; absent: packed by the call
 };
 

@@ -24,6 +24,7 @@ class FewForward {
     tiles_.fill(base);
     x_ = reinterpret_cast<float*>(base + x), h_ = reinterpret_cast<float*>(base + h);
     for (int64_t m = 0; m < p_.M; ++m) widen_row(rows_.x[m], p_.D, p_.x.dtype, p_.dtype, x_ + m * ld_d_);
+    tiles_.keep_x(rows_, 0, p_.M);
     run_steps(p_, 2, this);
   }
 

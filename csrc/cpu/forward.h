@@ -5,7 +5,8 @@
 // Shapes    x, y, residual M rows of D, any strides between them; w1 [H, D]; w2 [D, H]; z [M, H]
 // Tiling    a thread owns a block of up to kMaxBlockRows rows; register tiles kMR x kNR, kNR = two vectors
 // Flow      1. both weights into panels, all threads                       once a call, or kept from before
-//           2. a block of x into lines, converted to the compute dtype     x from memory
+//           2. a block of x into lines, converted to the compute dtype,    x from memory
+//              and kept so if asked
 //           3. z tile by tile, + b1, kept if asked, h = act(z) into lines   h [block, H] stays in cache
 //           4. y tile by tile, + b2, scales, + x, + residual, stored       x again, from its lines; y written once
 //           few rows: few_forward.h, some hundred: panel_forward.h
@@ -92,6 +93,7 @@ class Forward {
     const int64_t first = i * blocks_.rows;
     ForwardRows<Op, kMaxBlockRows> rows(p_, first, least(blocks_.rows, p_.M - first));
     pack_lines<Op>(rows.x, rows.count, p_.D, p_.x.dtype, rounding(p_.x.dtype, p_.dtype), nullptr, x);
+    tiles_.keep_x(rows, 0, rows.count);
 
     if (p_.z) {
       const int64_t z_row = p_.H * element_size(p_.z.dtype);

@@ -43,6 +43,18 @@ class ForwardTiles {
     widen(p_.scale, p_.D, p_.scale_size, 1.0f, 1.0f, scale_);
   }
 
+  // Rows [begin, end) of `rows` into x_kept, if that is wanted, while they are in cache. Measured: Xeon (Emerald
+  // Rapids), two threads, M = 12608, x in fp32 under autocast: a train step takes 0.95 of the time that it takes with a
+  // pass of its own.
+  template <class Rows>
+  void keep_x(const Rows& rows, int64_t begin, int64_t end) const {
+    if (!p_.x_kept || begin == end) return;
+    const int64_t row = p_.D * element_size(p_.x_kept.dtype);
+    char* out = p_.x_kept.data + (rows.first + begin) * row;
+    map_pages(out, out + (end - begin) * row, p_.M * row);
+    copy_rows(rows.x + begin, end - begin, p_.D, p_.x.dtype, p_.x_kept.dtype, out);
+  }
+
   // A tile of x w1^T, from row m of `rows` and column n on, becomes h, in lines. row: room for one of them in float.
   template <class Rows>
   void hidden_lines(const Rows& rows, int64_t m, int64_t tile, int64_t n, int64_t columns, float* c, float* row,

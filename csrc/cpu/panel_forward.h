@@ -38,6 +38,7 @@ class PanelForward {
     const Matrix matrix;
     const ThreadPanel<Op> own(lines_d_, p_.D, bytes_in_lines<Op>(p_.M, p_.D));
     pack_lines<Op>(rows_.x, p_.M, p_.D, p_.x.dtype, rounding(p_.x.dtype, p_.dtype), nullptr, own.lines);
+    tiles_.keep_x(rows_, i * p_.M / p_.threads, (i + 1) * p_.M / p_.threads);
     for (int64_t first = panels.first; first < panels.end; first += kNR) {
       pack_panel_transposed<Op>(p_.w1, p_.H, p_.D, first, p_.dtype, own.panel);
       auto tile = [&](int64_t m, int64_t count, int64_t n, int64_t columns, float* c) {

@@ -146,6 +146,16 @@ AIM_FAST_INLINE void store_columns(char* row, int64_t n, int64_t columns, Dtype 
   });
 }
 
+// Rows [count][n] once more, rounded to a dtype: out is contiguous.
+inline void copy_rows(char* const* rows, int64_t count, int64_t n, Dtype dtype, Dtype out_dtype, char* out) {
+  for (int64_t r = 0; r < count; ++r, out += n * element_size(out_dtype)) {
+    for (int64_t j = 0; j < n; j += kNR) {
+      const int64_t columns = least<int64_t>(kNR, n - j);
+      store_columns(out, j, columns, out_dtype, load_columns(rows[r], j, columns, dtype));
+    }
+  }
+}
+
 // Tile rows to lines of the next product: out is the tile's first line, [line][part][kMR][kUnits]; columns from n on.
 template <class Op>
 AIM_FAST_INLINE void store_lines(const float* c, int64_t count, int64_t n, typename Op::Unit* out) {

@@ -60,6 +60,7 @@ int forward(const ForwardParams& p, const Device& device) {
   call.b2 = p.b2;
   call.residual = device_rows(p.residual);
   call.z = p.z.data;
+  call.rounded = p.x_kept.data;
   return launch_rows(call, p, device, false);
 }
 

@@ -56,8 +56,9 @@ struct RowsCall {
   bool skip;
   DeviceRows input, residual, output;  // x, residual, y; dy, none, dx
   DeviceRows row_scale;
-  char* z;                 // [M, H] in T: written by the forward, read by K1
-  char *dz, *h, *rounded;  // K1 alone: [M, H], [M, H] and dy [M, D] in T
+  char* z;        // [M, H] in T: written by the forward, read by K1
+  char *dz, *h;   // K1 alone: [M, H]
+  char* rounded;  // an input in fp32 once more, [M, D] in T
 };
 
 // What forward and K1 have in common; the rest is for the caller to fill in.

@@ -4,6 +4,7 @@
 //
 //     Shapes    x, y, residual [M, D] by rows of any strides; w1 [H, D]; w2 [D, H]; z [M, H]
 //     Tiling    rows_tile.h; a CTA owns up to 128 rows, or a part of the columns of their y
+//     Results   y, z, and x in T where it is fp32; z and the last may be absent
 //     Rounding  x to T if it is fp32, act(z) to T, z where it is stored, y
 #pragma once
 
@@ -54,11 +55,13 @@ __global__ void __launch_bounds__(kMaxThreads, kRowsCtas<kHidden>)
   RowsTile<T, kHidden, false> tile(call, shared);
   tile.begin(true, true, false);
 
+  const bool rounds = call.rounded && tile.is_first_part();
   float sums[kHidden / 8][4] = {};
   uint8_t* slot = nullptr;
 #pragma unroll 1
   for (int step = 0; step < tile.input_steps; ++step) {
     slot = tile.template enter<Step::kInput>();
+    if (rounds) tile.store_rounded(slot, step * kDepth);
     tile.multiply_input(sums, slot);
   }
   // The last step's input is what the hidden block is turned round in.

@@ -97,8 +97,10 @@ int forward(const ForwardParams& p, const Device& device) {
   call.b2 = p.b2;
   call.residual = device_rows(p.residual);
   call.keep_z = bool(p.z);
+  call.keep_rounded = bool(p.x_kept);
   int error = fill_call(call, p, p.x, p.y);
   if (!error) error = map_matrix(&call.z, p.z.data, p, p.M, p.H, kWarpRows);
+  if (!error) error = map_matrix(&call.rounded, p.x_kept.data, p, p.M, p.D, kWarpRows);
   return error ? error : run(call, p, p.x, device, false);
 }
 
@@ -106,12 +108,12 @@ int backward_rows(const BackwardParams& p, const Intermediates& between, const D
   RowsCall call = {};
   call.keep_dz = between.dz;
   call.keep_h = between.h;
-  call.keep_dy = between.dy && p.dy.dtype == Dtype::kFloat32;
+  call.keep_rounded = between.dy && p.dy.dtype == Dtype::kFloat32;
   int error = fill_call(call, p, p.dy, p.dx);
   if (!error) error = map_matrix(&call.z, p.z.data, p, p.M, p.H, kGroupRows);
   if (!error) error = map_matrix(&call.dz, between.dz, p, p.M, p.H, kWarpRows);
   if (!error) error = map_matrix(&call.h, between.h, p, p.M, p.H, kWarpRows);
-  if (!error) error = map_matrix(&call.dy, between.dy, p, p.M, p.D, kWarpRows);
+  if (!error) error = map_matrix(&call.rounded, between.dy, p, p.M, p.D, kWarpRows);
   return error ? error : run(call, p, p.dy, device, true);
 }
 

@@ -23,15 +23,16 @@ struct RowsGrid {
 
 struct RowsCall {
   // Forward: x, y, z written. K1: dy, dx, z read. w1 and w2 come in halves of a step, one a CTA of a cluster of two.
-  ptx::TensorMap input, w1, w2, out, z, dz, h, dy;
+  ptx::TensorMap input, w1, w2, out, z, dz, h, rounded;
   Array b1, b2, scale;  // scale: [1] or, wide, [D]
   DeviceRows row_scale, residual, out_rows;
   bool wide_scale, skip;
   float alpha;
   Activation activation;
-  bool second;                            // y or dx is wanted
-  bool out_by_map;                        // TMA stores it; else it is written through out_rows
-  bool keep_z, keep_dz, keep_h, keep_dy;  // written besides
+  bool second;                   // y or dx is wanted
+  bool out_by_map;               // TMA stores it; else it is written through out_rows
+  bool keep_z, keep_dz, keep_h;  // written besides
+  bool keep_rounded;             // and so is an input in fp32, as it is multiplied
   uint32_t M;
   int steps;  // D / 64
   int items;  // of a cluster

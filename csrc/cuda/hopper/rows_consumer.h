@@ -72,12 +72,12 @@ class Consumer {
   }
 
   AIM_DEVICE void first_product(float (&z)[H / 2], const Item& item) {
-    const bool keep_dy = kBackward && call_.keep_dy && item.leads;
+    const bool keep_rounded = call_.keep_rounded && item.leads;
     begin_with_bias(z);
 #pragma unroll 1
     for (int k = 0; k < call_.steps; ++k) {
       ring_.wait_full();
-      first_step(z, Plan::kFloatInput ? rounded_input(k, keep_dy) : input_tile());
+      first_step(z, Plan::kFloatInput ? rounded_input(k, keep_rounded) : input_tile());
       // No step is begun before the last has ended: the other consumer multiplies meanwhile.
       ptx::wgmma_wait<0>();
       release(ring_.stage);
@@ -125,8 +125,8 @@ class Consumer {
 
   AIM_DEVICE uint32_t input_tile() const { return ring_.input(ring_.stage) + group_ * Plan::kInputBytes; }
 
-  // The group's fp32 rows of the ring's stage rounded into a tile in the staging buffers, and kept as dy if wanted.
-  AIM_DEVICE uint32_t rounded_input(int step, bool keep_dy) {
+  // The group's fp32 rows of the ring's stage rounded into a tile in the staging buffers, and kept so if wanted.
+  AIM_DEVICE uint32_t rounded_input(int step, bool keep) {
     const InputBlock<Plan> input = input_block(ring_.stage);
     uint32_t r[4][4];
 #pragma unroll
@@ -140,8 +140,8 @@ class Consumer {
 #pragma unroll
     for (int j = 0; j < 4; ++j) staging_.put(j, r[j]);
     const uint32_t tile = staging_.address() - warp_ * kBlockBytes;
-    if (keep_dy) {
-      staging_.send(call_.dy, step * kColumns);
+    if (keep) {
+      staging_.send(call_.rounded, step * kColumns);
     } else {
       ptx::fence_proxy_async();
       staging_.next();
