@@ -212,7 +212,7 @@ class _Adapter(torch.autograd.Function):
     @staticmethod
     def backward(ctx, dy, dz, dx_kept):
         if dy is None and dz is None:
-            # The first backward of a second one may not have used z.
+            # The gradient of a gradient that used neither.
             dx = dx_kept.to(ctx.call[-1]) if dx_kept is not None and ctx.needs_input_grad[0] else None
             return dx, *(None,) * 8
         x, z, w1, b1, w2, b2, scale, row_scale = ctx.saved_tensors
@@ -227,8 +227,6 @@ class _Adapter(torch.autograd.Function):
                 grads = reference.backward(
                     dy, x, z, w1, b1, w2, b2, scale, row_scale, activation, skip, alpha, dtype, x_dtype, wanted, dz
                 )
-            if dx_kept is not None and grads[0] is not None:
-                grads[0] = grads[0] + dx_kept.to(x_dtype)
         elif any(wanted):
             needs = sum(1 << i for i, want in enumerate(wanted) if want)
             if dy.stride(-1) != 1 and dy.shape[-1] != 1:
@@ -242,6 +240,8 @@ class _Adapter(torch.autograd.Function):
                 backward = routing.backward_on(ctx.backend, tensors)
             results = backward(*tensors, activation, skip, alpha, dtype, x_dtype, needs)
             grads = [g if want else None for g, want in zip(results, wanted, strict=True)]
+        if dx_kept is not None and grads[0] is not None and not torch.compiler.is_compiling():
+            grads[0] = grads[0] + dx_kept.to(grads[0].dtype)
         return *grads, None, dresidual, None
 
 

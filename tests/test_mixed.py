@@ -170,19 +170,23 @@ def test_backward_ignores_the_autocast_of_its_time(
         assert torch.equal(of_each[1], of_each[2]), name
 
 
-def test_double_backward_under_autocast(fused: None) -> None:
-    """A gradient penalty through the x that is kept in half: as near to float64 as eager's."""
+@pytest.mark.parametrize("recompute", [False, True], ids=["z_kept", "z_again"])
+@pytest.mark.parametrize("through_y", [False, True], ids=["linear", "square"])
+@pytest.mark.parametrize("name", ["x", "w1"])
+def test_double_backward_under_autocast(fused: None, name: str, through_y: bool, recompute: bool) -> None:
+    """A penalty on a gradient, through the x that is kept in half: as near to float64 as eager's."""
     tensors, _ = inputs(FP32, FP32, FP32)
 
-    def penalty(function: Callable[..., Tensor], dtype: torch.dtype) -> dict[str, Tensor]:
-        leaves: Tensors = {name: t.detach().to(dtype).requires_grad_() for name, t in all_placed(tensors).items()}
-        y = function(**leaves, skip=True)
-        (dx,) = torch.autograd.grad(y.square().sum(), leaves["x"], create_graph=True)
-        grads = torch.autograd.grad(dx.square().sum(), list(leaves.values()))
-        return dict(zip(leaves, grads, strict=True))
+    def penalty(function: Callable[..., Tensor], dtype: torch.dtype, **options: bool) -> dict[str, Tensor]:
+        leaves: Tensors = {key: t.detach().to(dtype).requires_grad_() for key, t in all_placed(tensors).items()}
+        y = function(**leaves, skip=True, **options)
+        loss = y.square().sum() if through_y else y.sum()
+        (first,) = torch.autograd.grad(loss, leaves[name], create_graph=True)
+        grads = torch.autograd.grad(first.square().sum(), list(leaves.values()), allow_unused=True)
+        return {key: g for key, g in zip(leaves, grads, strict=True) if g is not None and g.any()}
 
     eager, truth = penalty(under(BF16, users_code), FP32), penalty(users_code, FP64)
-    assert_judged(penalty(under(BF16, aim_fast.adapter), FP32), eager, truth)
+    assert_judged(penalty(under(BF16, aim_fast.adapter), FP32, recompute=recompute), eager, truth)
 
 
 @DEVICES
