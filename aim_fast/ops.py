@@ -59,16 +59,22 @@ def _nothing(dy: Tensor) -> Tensor:
 
 
 def narrows(x: Tensor, dtype: torch.dtype) -> bool:
-    """Whether products in this dtype round x."""
+    """Whether a compute dtype is narrower than x's."""
     return dtype.itemsize < x.dtype.itemsize
+
+
+def kept_x(x: Tensor, dtype: torch.dtype, keep_x: bool) -> Tensor:
+    """The forward's last result, for those that do not make it on the way."""
+    if keep_x and narrows(x, dtype):
+        return x.to(dtype, memory_format=torch.contiguous_format)
+    return x.new_empty((0,), dtype=dtype)
 
 
 @torch.library.register_fake("aim_fast::adapter_forward", lib=_library)
 def _forward_fake(x, w1, b1, w2, b2, scale, row_scale, residual, activation, skip, alpha, dtype, keep_z, keep_x):
     y = empty_like(x if residual is None else residual, reference.output_dtype(dtype, x, skip, residual))
     rows = x.numel() // x.shape[-1] if keep_z else 0
-    x_kept = x.new_empty(x.shape if keep_x and narrows(x, dtype) else (0,), dtype=dtype)
-    return y, x.new_empty((rows, w1.shape[0]), dtype=dtype), x_kept
+    return y, x.new_empty((rows, w1.shape[0]), dtype=dtype), kept_x(x, dtype, keep_x)
 
 
 @torch.library.register_fake("aim_fast::adapter_backward", lib=_library)
@@ -78,13 +84,6 @@ def _backward_fake(dy, x, z, w1, b1, w2, b2, scale, row_scale, activation, skip,
         torch.empty(p.shape, dtype=p.dtype, device=p.device) if want and p is not None else _nothing(dy)
         for p, want in zip((w1, b1, w2, b2, scale), wanted[1:], strict=True)
     )
-
-
-def kept_x(x: Tensor, dtype: torch.dtype, keep_x: bool) -> Tensor:
-    """The forward's last result, for those that do not make it on the way."""
-    if keep_x and narrows(x, dtype):
-        return x.to(dtype, memory_format=torch.contiguous_format)
-    return x.new_empty((0,), dtype=dtype)
 
 
 def _forward_reference(x, w1, b1, w2, b2, scale, row_scale, residual, activation, skip, alpha, dtype, keep_z, keep_x):

@@ -146,7 +146,7 @@ def run_forward(call: Call) -> dict[str, Tensor]:
         True,
     )
     results = {"y": y.cpu(), "z": z.cpu()} if call.case.keep_z else {"y": y.cpu()}
-    return results | {"x_kept": x_kept.cpu()} if x_kept.numel() else results
+    return results | {"x_kept": x_kept.cpu()} if ops.narrows(call.tensors["x"], call.case.dtype) else results
 
 
 def run_backward(call: Call, needs: int = ALL, *, recompute: bool = False) -> dict[str, Tensor]:

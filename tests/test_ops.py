@@ -215,7 +215,7 @@ def test_x_as_the_products_round_it(isa: str, shape: tuple[int, ...], dtype: tor
     assert x_kept.is_contiguous()
     others = forward(*call, dtype, True, False)
     assert others[2].shape == forward(*call, FP32, True, True)[2].shape == (0,)
-    for one, other in zip((y, z), others, strict=False):
+    for one, other in zip((y, z), others[:2], strict=True):
         torch.testing.assert_close(one, other, rtol=0, atol=0, equal_nan=True)
 
 

@@ -11,8 +11,8 @@
 namespace aim_fast {
 
 // Measured: Xeon (Emerald Rapids), virtual machine, two threads, time of a train step beside faults alone, a block's
-// pages right before it is written: bf16, M = 50432 0.94, M = 12608 0.95 (one thread 0.88), M = 100352, D = 256 0.91;
-// fp32, M = 18912 0.99 (one thread 0.97). At 2.4 MB, which malloc kept, asking cost 2 %.
+// pages, all of them small, right before it is written: bf16, M = 50432 0.94, M = 12608 0.95 (one thread 0.88), M =
+// 100352, D = 256 0.91; fp32, M = 18912 0.99 (one thread 0.97). At 2.4 MB, which malloc kept, asking cost 2 %.
 void map_pages([[maybe_unused]] char* begin, [[maybe_unused]] char* end, [[maybe_unused]] int64_t whole) {
 #if defined(__linux__)
   constexpr int64_t kLarge = 8 << 20;
