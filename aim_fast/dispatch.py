@@ -93,7 +93,6 @@ class Explanation(NamedTuple):
         return "\n".join([f"backend: {self.backend}", *(f"  {reason}" for reason in self.reasons)])
 
 
-_HALF = (torch.bfloat16, torch.float16)
 _HALF_OR_FLOAT = (torch.float32, torch.bfloat16, torch.float16)
 
 
@@ -171,13 +170,12 @@ _TABLE = (
         (
             Limit("cuda: takes CUDA tensors only", _on_gpu("cuda", nvidia.is_emulated())),
             Limit("cuda: takes float32, bfloat16 and float16 only", _half_or_float),
-            Limit("cuda: computes in bfloat16 and float16 only; autocast gives them", lambda call: call.dtype in _HALF),
             Limit("cuda: not under torch.func transforms or forward-mode AD", _no_transform),
             Limit("cuda: not in an ONNX export", _no_onnx),
             Limit("cuda: needs compute capability 8.0 or higher, and code for it in AIM_FAST_CUDA_ARCHS", _capable),
             Limit(
-                "cuda: needs D and H that are multiples of 8, H up to 256 (on compute capability 9.0 also 320, where D "
-                "is a multiple of 64), and fewer than 2^31 rows",
+                "cuda: needs fewer than 2^31 rows, and D and H that are multiples of 8, H up to 256 (on compute "
+                "capability 9.0 also 320, where D is a multiple of 64); for products in float32 multiples of 4",
                 _has_plans,
             ),
         ),

@@ -30,6 +30,7 @@ from aim_fast.testing import make_inputs
 # D, H of the code bases in benchmarks/cases.py, and numbers of rows twice `tuning.REACH` apart.
 SHAPES = ((768, 192), (1024, 256), (1280, 320), (768, 64), (128, 32), (256, 64), (512, 128), (1024, 512))
 ROWS = (200, 800, 3200, 12800, 51200)
+FEW = (1, 4, 16, 64)  # in fp32 too: there launches are most of a call's time, and fewer of them are faster
 CANDIDATES = 4  # plans of a Triton kernel that are tried
 # A plan takes the place of one before it only if it is faster by more than this share: less is noise.
 NOISE = 0.02
@@ -119,8 +120,6 @@ def options_on_gpu(shape: Shape, backend: str) -> dict[str, Sequence[Any]]:
     if backend == "triton":
         gpu = triton_device.gpu(index)
         return {kernel: tiling.plans(gpu, kernel, *shape, 2)[:CANDIDATES] for kernel in tiling.KERNELS}
-    if shape.load not in ("half", "amp"):
-        return {}
     dtype = dtype_of(shape)
     there = {name: nvidia.cuda_plans(index, shape.D, shape.H, dtype, name == "backward") for name in tuning.DIRECTIONS}
     return {name: cuda_options(plans) for name, plans in there.items()}
@@ -197,6 +196,11 @@ def _flush() -> Tensor:
     return torch.zeros(_FLUSHES * size // 4, device="cuda")
 
 
+def rows_of(load: str) -> tuple[int, ...]:
+    """The numbers of rows that are measured for a load class."""
+    return FEW + ROWS if load == "ieee" else ROWS
+
+
 def widths(text: str) -> tuple[int, int]:
     """D and H of "768x192"."""
     D, H = map(int, text.split("x"))
@@ -218,7 +222,7 @@ def main(arguments: list[str]) -> int:
         print(f"nothing to tune: {none or 'torch sees no CUDA device; see nvidia-smi'}", file=sys.stderr)
         return 1
     gpu = triton_device.gpu(torch.cuda.current_device())
-    shapes = [Shape(load, M, D, H) for load in options.loads for D, H in options.shapes for M in ROWS]
+    shapes = [Shape(load, M, *widths) for load in options.loads for widths in options.shapes for M in rows_of(load)]
     rows = search_all(shapes, only(options.backends, options_on_gpu), on_gpu)
     if not rows:
         print(f"nothing to tune: {' and '.join(options.backends)} take none of these shapes", file=sys.stderr)

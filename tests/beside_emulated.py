@@ -31,7 +31,7 @@ from judge import DEVICE, Tensors, evaluate, exact, make_inputs
 
 # Shapes that every family takes, (M, D, H): one ragged tile, and several with a full last one.
 SHAPES = ((61, 128, 64), (256, 192, 128))
-DTYPES = (torch.bfloat16, torch.float16)
+DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 
 Results = dict[str, Tensor]
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from ahead import tool
 
 # By the folder of a family what its kernels multiply and load with; tests/test_cuda_build.py asserts it.
-INSTRUCTIONS = {"ampere": ("HMMA", "LDGSTS"), "hopper": ("HGMMA", "UTMALDG")}
+INSTRUCTIONS = {"simt": ("FFMA", "LDGSTS"), "ampere": ("HMMA", "LDGSTS"), "hopper": ("HGMMA", "UTMALDG")}
 # Bytes of shared memory of a block that nvcc lays out itself: more has to be asked for at the launch.
 STATIC_SHARED = 48 << 10
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -13,6 +14,7 @@ from judge import Tensors
 from numeric_cases import (
     BF16,
     FP16,
+    FP32,
     Case,
     build,
     columns,
@@ -30,7 +32,7 @@ def aligned_rows(t: Tensor) -> Tensor:
     return pad(t, (0, 16))[..., :-16]
 
 
-# What both families take: H of 64, 128, 192, 256; D a multiple of 64.
+# What all families take: H of 64, 128, 192, 256; D a multiple of 64.
 BOTH = {
     # Rows: none, one, few, about a tile, prime, real; D and H: real ratios.
     "empty": Case((0, 64), 64, BF16, residual_as=same, scale=(64,)),
@@ -72,6 +74,12 @@ ONLY = {
         "sam_h": Case((67, 1280), 320, BF16),
         "sam_h_fp16": Case((131, 192), 320, FP16, "quick_gelu", residual_as=same, scale=(192,), row_scale=(131,)),
     },
+    "simt": {
+        "least": Case((5, 4), 4, FP32, scale=(1,)),
+        "h36": Case((65, 44), 36, FP32, residual_as=same, row_scale=(65,)),
+        "dinov2": Case((67, 1024), 512, FP32, "silu", skip=False, scale=(1024,)),
+        "large": Case((300, 768), 192, FP32, "tanh", alpha=0.5, residual_as=turned(0, 1)),
+    },
     "ampere": {
         "least": Case((5, 8), 8, BF16, scale=(1,)),
         "h8": Case((65, 40), 8, FP16, residual_as=same),
@@ -81,12 +89,18 @@ ONLY = {
         "h248": Case((33, 1000), 248, BF16, row_scale=(33,)),
     },
 }
+# What a family's products are in: where there are two dtypes the cases' own stand.
+DTYPES = {"hopper": (BF16, FP16), "ampere": (BF16, FP16), "simt": (FP32,)}
 CASES = {
-    **{f"{family}-{name}": case for family in ONLY for name, case in BOTH.items()},
+    **{
+        f"{family}-{name}": case if case.dtype in dtypes else replace(case, dtype=dtypes[0])
+        for family, dtypes in DTYPES.items()
+        for name, case in BOTH.items()
+    },
     **{f"{family}-{name}": case for family, cases in ONLY.items() for name, case in cases.items()},
 }
 # Every way to share out the rows.
-PLANS = {"hopper": 4, "ampere": 7}
+PLANS = {"hopper": 4, "ampere": 7, "simt": 3}
 
 
 def full(dtype: torch.dtype, M: int = 197, D: int = 128, H: int = 64) -> tuple[Tensors, Tensor, dict[str, Any]]:

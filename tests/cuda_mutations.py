@@ -13,6 +13,7 @@ _TILE, _TILES = "csrc/cuda/ampere/rows_tile.h", "csrc/cuda/ampere/tiles.h"
 _AMPERE_RING = "csrc/cuda/ampere/rows_ring.h"
 _FORWARD, _BACKWARD = "csrc/cuda/ampere/rows_forward.h", "csrc/cuda/ampere/rows_backward.h"
 _AMPERE_COLUMNS = "csrc/cuda/ampere/columns.h"
+_PRODUCT, _SIMT_ROWS, _SIMT_COLUMNS = (f"csrc/cuda/simt/{name}" for name in ("product.h", "rows.cu", "columns.cu"))
 _ACTIVATION, _CONVERT = "csrc/cuda/activation.h", "csrc/cuda/convert.cu"
 
 # name, file, what stands there once, what is put there, the tests that must see it
@@ -103,9 +104,26 @@ _KERNELS = (
     ("ampere_factor_of_another_row", _BACKWARD, "* factor[i % 4 / 2];", "* factor[i % 2];"),
     ("ampere_range_one_short", _AMPERE_COLUMNS, "to = from + call.range;", "to = from + call.range - 1;"),
     ("ampere_sums_without_row_scale", _AMPERE_COLUMNS, "sum.x = fmaf(ptx::low<T>(both), scale, sum.x);", "sum.x = fmaf(ptx::low<T>(both), 1.f, sum.x);"),
+    # fp32.
+    ("simt_copies_not_waited_for", _PRODUCT, "ptx::cp_async_wait<kStages - 2>();", "ptx::cp_async_wait<kStages - 1>();"),
+    ("simt_slot_filled_too_early", _PRODUCT, "      __syncthreads();\n      fill(step + kStages - 1);", "      fill(step + kStages - 1);\n      __syncthreads();"),
+    ("simt_last_copies_in_the_sums", _PRODUCT, "    ptx::cp_async_wait<0>();\n    __syncthreads();", "    ptx::cp_async_wait<0>();"),
+    ("simt_one_group_left_out", _PRODUCT, "g < T::kGroups; ++g", "g < T::kGroups - 1; ++g"),
+    ("simt_groups_read_the_same_depth", _PRODUCT, "thread_n, T::kThreadsN, k + group * kVector);", "thread_n, T::kThreadsN, k);"),
+    ("simt_beyond_the_depth", _PRODUCT, "from_line < operand.count && from_place < end", "from_line < operand.count"),
+    ("simt_range_reads_the_next", _PRODUCT, "from_line < end && from_place < operand.length", "from_line < operand.count && from_place < operand.length"),
+    ("simt_last_rows_written", _PRODUCT, "if (first_m + row >= M || first_n + column >= N) continue;", "if (first_n + column >= N) continue;"),
+    ("simt_scale_of_another_column", _SIMT_ROWS, "v[i] = of_row * factor[i] * (v[i] + bias[i]);", "v[i] = of_row * factor[0] * (v[i] + bias[i]);"),
+    ("simt_residual_missing", _SIMT_ROWS, "    add(v, residual, m, n);\n", ""),
+    ("simt_h_without_row_scale", _SIMT_ROWS, "= {of_row * v[0], of_row * v[1],", "= {v[0], v[1],"),
+    ("simt_recompute_goes_on", _SIMT_ROWS, "error || !p.y)", "error)"),
+    ("simt_sums_without_row_scale", _SIMT_COLUMNS, "sum[i] = fmaf(factor, four[i], sum[i]);", "sum[i] += four[i];"),
+    ("simt_sums_not_synchronised", _SIMT_COLUMNS, "  __syncthreads();\n  const int column", "  const int column"),
+    ("simt_ranges_overlap", _SIMT_COLUMNS, "end = begin + call.range;", "end = begin + call.range + 1;"),
+    ("simt_gelu_of_fp32", _ACTIVATION, "0.5f * erfcf(z * -0.7071067811865475f)", "0.5f * erfcf(z * -0.70710f)"),
     # All of them.
     ("activation_coefficient", _ACTIVATION, "-0.254989764f", "-0.25f"),
-    ("activation_slope", _ACTIVATION, "dh *= fmaf(z, normal_density(z), law);", "dh *= law;"),
+    ("activation_slope", _ACTIVATION, "dh *= fmaf(z, normal_density<T>(z), law);", "dh *= law;"),
     ("activation_coefficient_of_bf16", _ACTIVATION, "0.1070991307f", "0.11f"),
     ("rows_every_activation_is_gelu", _CONSUMER, "through_activation(z, hidden, item, [](auto&... values) { pass<A>(values...); });",
      "through_activation(z, hidden, item, [](auto&... values) { pass<Activation::kGelu>(values...); });"),

@@ -28,7 +28,7 @@ def recorded(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.Cap
     monkeypatch.setattr(nvidia, "gpu", lambda index: tiling.Gpu("played", (9, 0), 99))
     monkeypatch.setattr(beside_emulated, "run", played)
     assert beside_emulated.main(["record", str(tmp_path / "results.pt")]) == 0
-    assert capsys.readouterr().out == "12 calls\n"
+    assert capsys.readouterr().out == "18 calls\n"
     return tmp_path / "results.pt"
 
 
@@ -42,8 +42,8 @@ def imitated(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 def test_equal_results(recorded: Path, imitated: list[int], capsys: pytest.CaptureFixture[str]) -> None:
     assert beside_emulated.main(["compare", str(recorded)]) == 0
     *lines, last = capsys.readouterr().out.splitlines()
-    assert last == "12 calls compared, 0 failed, 100.0% to 100.0% of elements equal"
-    assert len(lines) == 12
+    assert last == "18 calls compared, 0 failed, 100.0% to 100.0% of elements equal"
+    assert len(lines) == 18
     assert lines[0].startswith("hopper/0 (61, 128, 64) torch.bfloat16: 100.00% of the elements equal, error device ")
     assert imitated == [99]
 
@@ -62,10 +62,10 @@ def test_other_bits_are_counted_and_errors_judged(
     monkeypatch.setattr(beside_emulated, "run", faulty)
     assert beside_emulated.main(["compare", str(recorded)]) == 1
     *lines, last = capsys.readouterr().out.splitlines()
-    assert last.startswith("12 calls compared, 4 failed, 9")
+    assert last.startswith("18 calls compared, 6 failed, 9")
     assert all("100.00%" not in line for line in lines if "hopper/1" in line)
     failed = [line for line in lines if line.startswith("FAILED")]
-    assert len(failed) == 4
+    assert len(failed) == 6
     for line in failed:
         assert line.startswith("FAILED ampere/0")
         assert line.endswith("beyond the budget: dw2 of emulated")
@@ -75,7 +75,7 @@ def test_time_and_a_device_without_plans(
     recorded: Path, imitated: list[int], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert beside_emulated.main(["compare", str(recorded), "--within", "-1"]) == 0
-    assert "12 not begun for want of time" in capsys.readouterr().out
+    assert "18 not begun for want of time" in capsys.readouterr().out
     monkeypatch.setattr(nvidia, "cuda_plans", lambda *arguments: ())
     with pytest.raises(SystemExit, match="have no plan on this device"):
         beside_emulated.main(["record", str(recorded)])

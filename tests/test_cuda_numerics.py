@@ -15,7 +15,7 @@ from torch import Tensor
 
 import aim_fast
 from aim_fast import reference
-from cuda_cases import BOTH, CASES, ONLY, PLANS, full
+from cuda_cases import BOTH, CASES, DTYPES, ONLY, PLANS, full
 from emulation import EAGER, LAZY, RANDOM
 from interpreter import fill_new_memory
 from judge import TRAINABLE, assert_judged, evaluate, exact, judge, make_inputs
@@ -26,6 +26,7 @@ from test_nonfinite import INF, NAN, assert_same_positions
 
 Emulated = Callable[..., Any]
 FAMILIES = pytest.mark.parametrize("family", PLANS)
+TENSOR_CORES = pytest.mark.parametrize("family", [family for family in PLANS if FP32 not in DTYPES[family]])
 SMS = 4  # of the GPU that is imitated: fewer than there are tiles, so that kernels go from one to the next
 
 
@@ -33,6 +34,11 @@ def choose(kernels: str, order: int = EAGER, seed: int = 0, sms: int = SMS) -> N
     """Which kernels run from here on, "family" or "family/plan", and how."""
     torch.ops.aim_fast.cuda_choose_kernels(kernels)
     torch.ops.aim_fast.cuda_emulate(order, seed, sms)
+
+
+def narrowest(family: str) -> torch.dtype:
+    """fp16, or what the family has in its place."""
+    return DTYPES[family.partition("/")[0]][-1]
 
 
 def judge_case(name: str) -> None:
@@ -52,6 +58,8 @@ def judge_plan(family: str, plan: int, dtype: torch.dtype, H: int) -> None:
     # More tiles than there are multiprocessors, the last one ragged.
     tensors, dy, options = full(dtype, 595, 192, H)
     judge(tensors, dy, **options)
+    if dtype is FP32:
+        return
     # fp32 x and dy, as under autocast.
     wide = tensors | {"x": tensors["x"].float(), "residual": tensors["residual"].float()}
     del wide["row_scale"]
@@ -59,10 +67,10 @@ def judge_plan(family: str, plan: int, dtype: torch.dtype, H: int) -> None:
     assert_judged(fused, evaluate(under(dtype, users_code), wide, dy, skip=True), exact(wide, dy, skip=True))
 
 
-@pytest.mark.parametrize(("dtype", "H"), [(BF16, 192), (FP16, 64), (FP16, 256)], ids=str)
+@pytest.mark.parametrize(("number", "H"), [(0, 192), (-1, 64), (-1, 256)], ids=str)
 @pytest.mark.parametrize(("family", "plan"), [(f, plan) for f, count in PLANS.items() for plan in range(count)])
-def test_plans(emulated: Emulated, family: str, plan: int, dtype: torch.dtype, H: int) -> None:
-    emulated(judge_plan, family, plan, dtype, H)
+def test_plans(emulated: Emulated, family: str, plan: int, number: int, H: int) -> None:
+    emulated(judge_plan, family, plan, DTYPES[family][number], H)
 
 
 def judge_last_round(plan: int, sms: int, M: int) -> None:
@@ -95,14 +103,14 @@ def test_three_consumers(emulated: Emulated, dtype: torch.dtype, activation: str
     emulated(judge_three_consumers, dtype, activation)
 
 
-def list_plans() -> list[list[str]]:
-    return [torch.ops.aim_fast.cuda_plans(-1, 192, 192, BF16, backward).split(",") for backward in (False, True)]
+def list_plans(dtype: torch.dtype) -> list[list[str]]:
+    return [torch.ops.aim_fast.cuda_plans(-1, 192, 192, dtype, backward).split(",") for backward in (False, True)]
 
 
-def test_every_plan_is_tried(emulated: Emulated) -> None:
-    assert (
-        emulated(list_plans) == [[f"{family}/{plan}" for family, count in PLANS.items() for plan in range(count)]] * 2
-    )
+@pytest.mark.parametrize("dtype", [BF16, FP16, FP32], ids=str)
+def test_every_plan_is_tried(emulated: Emulated, dtype: torch.dtype) -> None:
+    there = [f"{family}/{plan}" for family, count in PLANS.items() for plan in range(count) if dtype in DTYPES[family]]
+    assert emulated(list_plans, dtype) == [there] * 2
 
 
 # Kernels and shapes whose work passes through rings, clusters, persistent loops and splits of every kind.
@@ -113,11 +121,13 @@ ORDERS = {
     "ampere/1": (197, 192, 256),
     "ampere/4": (67, 264, 64),
     "ampere": (197, 104, 200),
+    **{f"simt/{plan}": (331, 100, 68) for plan in range(PLANS["simt"])},
+    "simt": (197, 256, 64),
 }
 
 
 def compare_orders(kernels: str) -> None:
-    tensors, dy, options = full(BF16, *ORDERS[kernels])
+    tensors, dy, options = full(DTYPES[kernels.partition("/")[0]][0], *ORDERS[kernels])
     choose(kernels, EAGER)
     first = evaluate(aim_fast.adapter, tensors, dy, **options)
     for order, seed in ((EAGER, 0), (LAZY, 0), *((RANDOM, seed) for seed in range(4))):
@@ -134,10 +144,11 @@ def test_same_bits_in_every_order(emulated: Emulated, kernels: str) -> None:
 
 
 def compare_sizes(family: str) -> None:
-    tensors, dy, options = full(FP16, 331, 192, 64)
+    tensors, dy, options = full(narrowest(family), 331, 192, 64)
     results = {}
     for sms in (1, 5, 132):
-        choose(family, RANDOM, sms, sms)
+        # The tile, which simt's rule picks by the size of the GPU, has a say in how sums over D and H are formed.
+        choose("simt/1" if family == "simt" else family, RANDOM, sms, sms)
         results[sms] = judge(tensors, dy, **options)
     for name in ("y", "dx", "dresidual"):
         assert torch.equal(results[1][name], results[5][name])
@@ -153,24 +164,18 @@ def test_gpus_of_other_sizes(emulated: Emulated, family: str) -> None:
 def judge_each_row(family: str) -> None:
     choose(family, LAZY)
     for activation in ("gelu", "silu", "relu"):
-        inputs = make_inputs((65, 64), 192, FP16, bias=False)
-        sizes = torch.logspace(-2, 2, 65).unsqueeze(1)
-        dy = torch.randn(65, 64, generator=torch.Generator().manual_seed(1))
-        tensors = inputs | {"x": (inputs["x"] * sizes).to(FP16)}
-        judge(tensors, (dy * sizes.flip(0)).to(FP16), activation=activation, per_row=True)
-        wide = {name: None if t is None else t.to(BF16) for name, t in inputs.items()}
-        sizes = torch.logspace(-3, 3, 65).unsqueeze(1)
-        judge(
-            wide | {"x": (inputs["x"] * sizes).to(BF16)},
-            (dy * sizes.flip(0)).to(BF16),
-            activation=activation,
-            per_row=True,
-        )
+        for dtype in DTYPES[family]:
+            inputs = make_inputs((65, 64), 192, dtype, bias=False)
+            most = 3 if dtype is BF16 else 2
+            sizes = torch.logspace(-most, most, 65).unsqueeze(1)
+            dy = torch.randn(65, 64, generator=torch.Generator().manual_seed(1))
+            tensors = inputs | {"x": (inputs["x"] * sizes).to(dtype)}
+            judge(tensors, (dy * sizes.flip(0)).to(dtype), activation=activation, per_row=True)
 
 
 @FAMILIES
 def test_budget_of_each_row(emulated: Emulated, family: str) -> None:
-    """Rows from 1e-3 to 1e3, 1e-2 to 1e2 in fp16, each judged by its own size."""
+    """Rows from 1e-3 to 1e3 in bf16, else from 1e-2 to 1e2, each judged by its own size."""
     emulated(judge_each_row, family)
 
 
@@ -190,15 +195,16 @@ def check_pointwise(family: str, activation: str, dtype: torch.dtype) -> None:
     h = reference.activate(double, activation)
     (slope,) = torch.autograd.grad(h.sum(), double)
     of_slope = 1.2e-4 if (activation, dtype) == ("gelu", BF16) else 2e-6
+    units = 24 if dtype is FP32 else 0.6
     for name, truth, absolute in (("y", h.detach(), 0.0), ("dx", slope, of_slope)):
-        # Half a unit in the last place for the rounding, and a tenth for all before it.
+        # Half a unit in the last place for the rounding, and a tenth for all before it. In fp32 18 were found, in the
+        # tail, where what is rounded is an exponent.
         unit = torch.exp2(truth.abs().clamp(min=2**-14).log2().floor()) * torch.finfo(dtype).eps
         error = (got[name].flatten().double() - truth).abs()
-        assert (error <= 0.6 * unit + absolute).all(), (name, z[(error / unit).argmax()], (error / unit).max())
+        assert (error <= units * unit + absolute).all(), (name, z[(error / unit).argmax()], (error / unit).max())
 
 
-@FAMILIES
-@pytest.mark.parametrize("dtype", [FP16, BF16], ids=["fp16", "bf16"])
+@pytest.mark.parametrize(("family", "dtype"), [(f, dtype) for f, dtypes in DTYPES.items() for dtype in dtypes], ids=str)
 @pytest.mark.parametrize("activation", aim_fast.ACTIVATIONS)
 def test_activation_pointwise(emulated: Emulated, family: str, activation: str, dtype: torch.dtype) -> None:
     """act and act' of single values: no sum hides which formula it is."""
@@ -218,19 +224,20 @@ def judge_autocast(family: str, name: str) -> None:
         assert_judged(fused, eager, exact(some, dy[part], **options))
 
 
-@FAMILIES
+@TENSOR_CORES
 @pytest.mark.parametrize("name", AUTOCAST)
 def test_autocast(emulated: Emulated, family: str, name: str) -> None:
     emulated(judge_autocast, family, name)
 
 
-# What computes in half precision; the rest is not these kernels'.
-HALF = {name: row for name, row in PROMOTED.items() if torch.promote_types(*row[:2]) is not FP32}
+def takes(family: str, name: str) -> bool:
+    """Whether the dtype that x and the weights are promoted to is one of the family's."""
+    return torch.promote_types(*PROMOTED[name][:2]) in DTYPES[family]
 
 
 def judge_promotion(family: str, name: str) -> None:
     choose(family, LAZY)
-    x, w, residual, skip, y = HALF[name]
+    x, w, residual, skip, y = PROMOTED[name]
     tensors, dy = mixed_inputs(x, w, residual, 67, (128, 64))
     for other in (FP32, BF16, FP16):
         parts = {"b1": tensors["b1"].to(other), "b2": tensors["b2"].to(other), "scale": torch.rand(128).to(other)}
@@ -240,15 +247,14 @@ def judge_promotion(family: str, name: str) -> None:
         assert judge(tensors | parts | {"row_scale": torch.rand(67).to(other)}, dy, skip=skip)["y"].dtype is y
 
 
-@FAMILIES
-@pytest.mark.parametrize("name", HALF)
+@pytest.mark.parametrize(("family", "name"), [(f, name) for f in PLANS for name in PROMOTED if takes(f, name)])
 def test_promotion(emulated: Emulated, family: str, name: str) -> None:
     emulated(judge_promotion, family, name)
 
 
 def compare_needs(family: str, recompute: bool) -> None:
     choose(family, LAZY)
-    tensors, dy, options = full(BF16, 67, 64, 64)
+    tensors, dy, options = full(DTYPES[family][0], 67, 64, 64)
     everything = judge(tensors, dy, **options)
     trainable = [name for name in TRAINABLE if name != "residual"]
     masks = [wanted for count in range(1, 7) for wanted in combinations(trainable, count)]
@@ -281,7 +287,7 @@ def check_nonfinite(family: str) -> None:
             ("residual", (66, 63), -INF),
             ("row_scale", 4, INF),
         ):
-            tensors, dy, options = full(FP16, 67, 64, 64)
+            tensors, dy, options = full(narrowest(family), 67, 64, 64)
             tensors[name][place] = value
             got = evaluate(aim_fast.adapter, tensors, dy, **options | {"activation": activation})
             assert_same_positions(got, exact(tensors, dy, **options | {"activation": activation}))
@@ -296,10 +302,12 @@ def test_nonfinite_positions(emulated: Emulated, family: str) -> None:
 def check_far_rows(family: str, M: int, stride: int) -> None:
     choose(family, LAZY)
     fill_new_memory(False)
-    tensors, dy, options = full(FP16, M, 64, 64)
+    dtype = narrowest(family)
+    stride = stride * 2 // dtype.itemsize
+    tensors, dy, options = full(dtype, M, 64, 64)
     # zeros: memory that is not touched is not there either
-    far = torch.zeros((M - 1) * stride + 64, dtype=FP16).as_strided((M, 64), (stride, 1))
-    assert (M - 1) * stride > 2**31
+    far = torch.zeros((M - 1) * stride + 64, dtype=dtype).as_strided((M, 64), (stride, 1))
+    assert (M - 1) * stride * dtype.itemsize > 2**32
     far.copy_(tensors["x"])
     got = evaluate(aim_fast.adapter, tensors | {"x": far, "residual": far}, dy, **options)
     expected = evaluate(aim_fast.adapter, tensors | {"residual": tensors["x"]}, dy, **options)
@@ -316,7 +324,7 @@ def test_rows_beyond_32_bits(emulated: Emulated, family: str, M: int, stride: in
 
 def test_cases_are_for_all_families() -> None:
     assert ONLY.keys() == PLANS.keys()
-    assert len(CASES) == 2 * len(BOTH) + sum(map(len, ONLY.values()))
+    assert len(CASES) == len(PLANS) * len(BOTH) + sum(map(len, ONLY.values()))
 
 
 def new_memory() -> Tensor:

@@ -127,7 +127,8 @@ def test_what_may_be_refused() -> None:
     """Of the essential regimes nothing; of the CUDA kernels' what their row in the table of backends leaves out."""
     taken = {name for name in device_checks.ESSENTIAL if device_checks.must_be_taken(name, "cuda")}
     assert {"image_bf16", "image_fp16", "one_row_bf16", "transposed_bf16", "sample_scale_bf16"} <= taken
-    assert not taken & {"image", "sam_h_bf16", "h196_fp16", "prime_ragged_bf16", "long_bf16"}
+    assert {"image", "one_row", "dinov2"} <= taken
+    assert not taken & {"sam_h_bf16", "h196_fp16", "prime_ragged", "prime_ragged_bf16", "long_bf16"}
     assert all(device_checks.must_be_taken(name, "triton") for name in device_checks.ESSENTIAL)
     assert not device_checks.must_be_taken("few_wide", "triton")
 

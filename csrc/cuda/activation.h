@@ -10,13 +10,30 @@
 
 namespace aim_fast::cuda {
 
-AIM_DEVICE float normal_density(float z) { return 0.3989422804014327f * ptx::exp2(z * z * -0.7213475204444817f); }
+// Instructions are exact enough for 16 bits; fp32 takes the functions of the mathematical library.
+template <class T>
+AIM_DEVICE float exp2(float v) {
+  if constexpr (std::is_same_v<T, float>) return exp2f(v);
+  return ptx::exp2(v);
+}
+template <class T>
+AIM_DEVICE float reciprocal(float v) {
+  if constexpr (std::is_same_v<T, float>) return 1.f / v;
+  return ptx::reciprocal(v);
+}
+
+template <class T>
+AIM_DEVICE float normal_density(float z) {
+  return 0.3989422804014327f * exp2<T>(z * z * -0.7213475204444817f);
+}
 
 // Distribution function of the normal law. In the dtype that it is rounded to, z times it is within a tenth of a unit
 // in the last place, of 2^-14 where it is less than that.
 template <class T>
 AIM_DEVICE float normal_law(float z) {
-  if constexpr (std::is_same_v<T, ptx::BFloat16>) {
+  if constexpr (std::is_same_v<T, float>) {
+    return 0.5f * erfcf(z * -0.7071067811865475f);
+  } else if constexpr (std::is_same_v<T, ptx::BFloat16>) {
     // Within 1.2e-4: 1 / (1 + 2^(-z p(z^2))), p a minimax fit for |z| < 6.4. NaN and inf go on in z.
     const float s = fminf(z * z, 41.f);
     float p = fmaf(s, -2.374853914e-8f, 1.822035301e-6f);
@@ -36,14 +53,18 @@ AIM_DEVICE float normal_law(float z) {
     p = fmaf(p, t, 0.186481201f);
     p = fmaf(p, t, 0.240981934f);
     p = fmaf(p, t, 0.230739988f);
-    const float tail = normal_density(z) * (p * t);
+    const float tail = normal_density<T>(z) * (p * t);
     return z > 0.f ? 1.f - tail : tail;
   }
 }
 
-AIM_DEVICE float sigmoid(float u) { return ptx::reciprocal(1.f + ptx::exp2(u * -1.4426950408889634f)); }
+template <class T>
+AIM_DEVICE float sigmoid(float u) {
+  return reciprocal<T>(1.f + exp2<T>(u * -1.4426950408889634f));
+}
 
 // tanh(z), and 1 - tanh^2 in a form that does not cancel far out.
+template <class T>
 AIM_DEVICE void tanh_and_slope(float z, float& h, float& slope) {
   const float square = z * z;
   // Near zero the quotient cancels: a polynomial there (Cephes, relative error 1e-7).
@@ -51,7 +72,7 @@ AIM_DEVICE void tanh_and_slope(float z, float& h, float& slope) {
   p = fmaf(p, square, -5.37397155531e-2f);
   p = fmaf(p, square, 1.33314422036e-1f);
   p = fmaf(p, square, -3.33332819422e-1f);
-  const float s = sigmoid(-2.f * fabsf(z)), far = 1.f - 2.f * s;
+  const float s = sigmoid<T>(-2.f * fabsf(z)), far = 1.f - 2.f * s;
   h = square < 0.390625f ? fmaf(z * square, p, z) : z < 0.f ? -far : far;
   slope = 4.f * s * (1.f - s);
 }
@@ -81,14 +102,14 @@ AIM_DEVICE float act(float z) {
     return z > 0.f ? z : 0.01f * z;
   } else if constexpr (A == Activation::kTanh) {
     float h, slope;
-    tanh_and_slope(z, h, slope);
+    tanh_and_slope<T>(z, h, slope);
     return h;
   } else if constexpr (A == Activation::kIdentity) {
     return z;
   } else {
     float u, du;
     gate<A>(z, u, du);
-    return z * sigmoid(u);
+    return z * sigmoid<T>(u);
   }
 }
 
@@ -97,7 +118,7 @@ template <Activation A, class T>
 AIM_DEVICE void act_backward(float& z, float& dh) {
   if constexpr (A == Activation::kGelu) {
     const float law = normal_law<T>(z);
-    dh *= fmaf(z, normal_density(z), law);
+    dh *= fmaf(z, normal_density<T>(z), law);
     z *= law;
   } else if constexpr (A == Activation::kRelu) {
     // A gate, not a product: an infinite dh is stopped where z is not positive.
@@ -108,13 +129,13 @@ AIM_DEVICE void act_backward(float& z, float& dh) {
     z = act<A, T>(z);
   } else if constexpr (A == Activation::kTanh) {
     float h, slope;
-    tanh_and_slope(z, h, slope);
+    tanh_and_slope<T>(z, h, slope);
     dh *= slope;
     z = h;
   } else if constexpr (A != Activation::kIdentity) {
     float u, du;
     gate<A>(z, u, du);
-    const float s = sigmoid(u);
+    const float s = sigmoid<T>(u);
     dh *= fmaf(z * s * (1.f - s), du, s);
     z *= s;
   }

@@ -13,8 +13,8 @@ namespace aim_fast::cuda {
 namespace {
 
 constexpr int kByRule = -1;
-constexpr const char* kFamilies[] = {"ampere", "hopper"};  // in the order of Family
-constexpr Family kBestFirst[] = {Family::kHopper, Family::kAmpere};
+constexpr const char* kFamilies[] = {"simt", "ampere", "hopper"};  // in the order of Family
+constexpr Family kBestFirst[] = {Family::kHopper, Family::kAmpere, Family::kSimt};
 
 struct Choice {
   int family = kByRule, plan = kByRule;
@@ -28,7 +28,7 @@ std::string name_of(int family, int plan) {
 
 Choice parse(const std::string& choice) {
   if (choice.empty()) return {};
-  for (int family = 0; family < 2; ++family) {
+  for (int family = 0; family < static_cast<int>(std::size(kFamilies)); ++family) {
     const std::string name = kFamilies[family];
     if (choice == name) return {family, kByRule};
     if (choice.rfind(name + "/", 0) != 0) continue;
@@ -38,8 +38,9 @@ Choice parse(const std::string& choice) {
     if (number.empty() || *end != 0 || plan < 0 || plan > 99) break;
     return {family, static_cast<int>(plan)};
   }
-  throw std::invalid_argument("adapter: the CUDA kernels are chosen by '" + choice +
-                              "'; expected '', 'ampere' or 'hopper', or one of them with '/' and the number of a plan");
+  throw std::invalid_argument(
+      "adapter: the CUDA kernels are chosen by '" + choice +
+      "'; expected '', 'simt', 'ampere' or 'hopper', or one of them with '/' and the number of a plan");
 }
 
 // How many plans a family has for a call on a device whose best family is given.

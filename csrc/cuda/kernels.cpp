@@ -29,14 +29,8 @@ class Arena {
   int64_t used_ = 0;
 };
 
-// The form that both families read without a second thought: vectors of 16 bytes wherever a row begins.
+// The form that all families read without a second thought: vectors of 16 bytes wherever a row begins.
 bool aligned(const char* data) { return reinterpret_cast<uintptr_t>(data) % 16 == 0; }
-
-bool aligned(const Rows& rows) {
-  bool all = aligned(rows.data);
-  for (int i = 0; i < rows.ndim; ++i) all = all && rows.stride[i] * element_size(rows.dtype) % 16 == 0;
-  return all;
-}
 
 Rows contiguous_rows(char* data, Dtype dtype, int64_t rows, int64_t columns) {
   Rows out;
@@ -73,7 +67,7 @@ class Preparation {
   }
   // Rows that a kernel reads one by one.
   void rows(Rows& rows, int64_t count, int64_t columns) {
-    if (rows && !aligned(rows)) copy(rows, count, columns, rows.dtype);
+    if (rows && !begins_on_vectors(rows)) copy(rows, count, columns, rows.dtype);
   }
 
   int run(void* stream) const { return convert(conversions_, stream); }
@@ -108,9 +102,11 @@ int run_forward(ForwardParams p, const Device& device, Arena& arena, bool launch
   prepare(p, preparation);
   preparation.streamed(p.x, p.M, p.D, streamed_dtype(p.x, p));
   preparation.rows(p.residual, p.M, p.D);
+  Intermediates between;
+  if (kernels.hidden_in_memory) between.h = arena.take(p.M * p.H * element_size(p.dtype));
   if (!launch) return 0;
   if (const int error = preparation.run(device.stream)) return error;
-  return kernels.forward(p, device);
+  return kernels.forward(p, between, device);
 }
 
 int run_backward(const BackwardParams& call, const Device& device, Arena& arena, bool launch) {
@@ -142,7 +138,7 @@ int run_backward(const BackwardParams& call, const Device& device, Arena& arena,
     again.x = call.x;
     again.z = p.z = {arena.take(hidden_bytes), p.dtype};
   }
-  if (needs_dz) between.dz = arena.take(hidden_bytes);
+  if (needs_dz || (p.dx && kernels.hidden_in_memory)) between.dz = arena.take(hidden_bytes);
   if (wanted.dw2) between.h = arena.take(hidden_bytes);
   const bool narrow = p.dy.dtype != p.dtype && (wanted.dw2 || wanted.db2);
   if (narrow) between.dy = arena.take(p.M * p.D * element_size(p.dtype));
@@ -169,6 +165,7 @@ int run_backward(const BackwardParams& call, const Device& device, Arena& arena,
 }  // namespace
 
 const Kernels* kernels_of(Family family) {
+  if (family == Family::kSimt) return &simt_kernels;
   if (family == Family::kAmpere) return &ampere_kernels;
   if constexpr (kHasHopper) return &hopper_kernels;
   return nullptr;

@@ -1,6 +1,6 @@
 // The CUDA kernels as the binding sees them, and what each family of them gives. Knows no torch and no CUDA headers.
 //
-//     forward    y and z in one kernel
+//     forward    y and z in one kernel, or with the hidden block in memory in two
 //     backward   K1, by rows: dz, dx, and h for K2;  K2, by columns: partial sums of dw1, dw2, db1, db2;  their sum
 //
 // Every function that launches returns a cudaError_t, 0 for success, and neither waits nor allocates.
@@ -12,8 +12,9 @@
 
 namespace aim_fast::cuda {
 
-// Whose kernels run: mma.sync and cp.async from sm_80 on; wgmma and TMA on sm_90a alone.
-enum class Family : int32_t { kAmpere, kHopper };
+// Whose kernels run: for fp32 plain multiply-adds; for 16 bits mma.sync from sm_80 on, and wgmma and TMA on sm_90a
+// alone.
+enum class Family : int32_t { kSimt, kAmpere, kHopper };
 
 struct Device {
   Family family;
@@ -22,10 +23,10 @@ struct Device {
   int plan = -1;  // one of the family's plans for the row kernels; -1: the one that its rule picks
 };
 
-// What passes from K1 to K2 and from K2 to the sum; all on the device.
+// What passes from kernel to kernel; all on the device.
 struct Intermediates {
   char* dz = nullptr;     // [M, H] in the compute dtype: dh * act'(z), every scale included; null: nobody needs it
-  char* h = nullptr;      // [M, H] in the compute dtype: row_scale * act(z)
+  char* h = nullptr;      // [M, H] in the compute dtype: row_scale * act(z); of the forward act(z)
   char* dy = nullptr;     // [M, D] dy in the compute dtype, where dy itself is fp32
   int splits = 0;         // ranges of rows that K2 sums one by one
   float* dw = nullptr;    // [splits, 2, H, D]: dz^T x, and h^T dy
@@ -37,6 +38,13 @@ struct Wanted {
   bool dw1 = false, dw2 = false, db1 = false, db2 = false;
 };
 
+// Whether every row begins on 16 bytes, as vectors of that size do.
+inline bool begins_on_vectors(const Rows& rows) {
+  bool all = reinterpret_cast<uintptr_t>(rows.data) % 16 == 0;
+  for (int i = 0; i < rows.ndim; ++i) all = all && rows.stride[i] * element_size(rows.dtype) % 16 == 0;
+  return all;
+}
+
 // One family's part. The weights are contiguous and in the compute dtype, and w2 of K1 has the scale [D] in it; rows
 // are as `takes_rows` wants them. A null result is not computed.
 struct Kernels {
@@ -44,13 +52,16 @@ struct Kernels {
   bool (*takes_rows)(const Rows& rows, int64_t columns);
   // How many plans there are for D, H and dtype of p, on which alone they depend; 0: the call cannot be taken.
   int (*plans)(const Problem& p, const Device& device, bool backward);
-  int (*forward)(const ForwardParams& p, const Device& device);
+  // Whether h of the forward, and dz where dx is wanted, go through memory.
+  bool hidden_in_memory;
+  int (*forward)(const ForwardParams& p, const Intermediates& between, const Device& device);
   int (*backward_rows)(const BackwardParams& p, const Intermediates& between, const Device& device);
   int (*splits)(const BackwardParams& p, const Wanted& wanted, const Device& device);  // of rows for K2; >= 1
   int (*backward_columns)(const BackwardParams& p, const Wanted& wanted, const Intermediates& between,
                           const Device& device);
 };
 
+extern const Kernels simt_kernels;
 extern const Kernels ampere_kernels;
 extern const Kernels hopper_kernels;  // not there where nothing was compiled for sm_90a
 

@@ -20,6 +20,17 @@ AIM_DEVICE float2 load_floats(const char* p, Dtype dtype, int64_t i) {
   return {ptx::low<ptx::Half>(pair), ptx::high<ptx::Half>(pair)};
 }
 
+// Elements i to i + 3; i is a multiple of 4.
+AIM_DEVICE void load_four(const char* p, Dtype dtype, int64_t i, float (&v)[4]) {
+  if (dtype == Dtype::kFloat32) {
+    const float4 four = *reinterpret_cast<const float4*>(p + 4 * i);
+    v[0] = four.x, v[1] = four.y, v[2] = four.z, v[3] = four.w;
+  } else {
+    const float2 low = load_floats(p, dtype, i), high = load_floats(p, dtype, i + 2);
+    v[0] = low.x, v[1] = low.y, v[2] = high.x, v[3] = high.y;
+  }
+}
+
 // Two fp32 rounded to a 16-bit dtype, the first in the low half.
 AIM_DEVICE uint32_t pack_as(Dtype dtype, float lo, float hi) {
   return dtype == Dtype::kBFloat16 ? ptx::pack<ptx::BFloat16>(lo, hi) : ptx::pack<ptx::Half>(lo, hi);
@@ -32,6 +43,14 @@ AIM_DEVICE void store_float(char* p, Dtype dtype, int64_t i, float v) {
     reinterpret_cast<ptx::BFloat16*>(p)[i] = __float2bfloat16_rn(v);
   else
     reinterpret_cast<ptx::Half*>(p)[i] = __float2half_rn(v);
+}
+
+// Elements i to i + 3; i is a multiple of 4.
+AIM_DEVICE void store_four(char* p, Dtype dtype, int64_t i, const float (&v)[4]) {
+  if (dtype == Dtype::kFloat32)
+    *reinterpret_cast<float4*>(p + 4 * i) = {v[0], v[1], v[2], v[3]};
+  else
+    *reinterpret_cast<uint2*>(p + 2 * i) = {pack_as(dtype, v[0], v[1]), pack_as(dtype, v[2], v[3])};
 }
 
 }  // namespace aim_fast::cuda

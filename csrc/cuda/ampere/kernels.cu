@@ -9,13 +9,7 @@ namespace {
 
 using ptx::BFloat16, ptx::Half;
 
-bool takes_rows(const Rows& rows, int64_t) {
-  bool aligned = reinterpret_cast<uintptr_t>(rows.data) % kChunkBytes == 0;
-  for (int i = 0; i < rows.ndim; ++i) {
-    aligned = aligned && rows.stride[i] * element_size(rows.dtype) % kChunkBytes == 0;
-  }
-  return aligned;
-}
+bool takes_rows(const Rows& rows, int64_t) { return begins_on_vectors(rows); }
 
 int plans(const Problem& p, const Device&, bool) {
   const bool taken = p.dtype != Dtype::kFloat32 && p.D % kChunk == 0 && p.H % kChunk == 0 && p.H <= kMaxHidden;
@@ -52,7 +46,7 @@ int launch_rows(const RowsCall& call, const Problem& p, const Device& device, bo
   return launchers[p.dtype == Dtype::kFloat16](call, grid, device.stream);
 }
 
-int forward(const ForwardParams& p, const Device& device) {
+int forward(const ForwardParams& p, const Intermediates&, const Device& device) {
   RowsCall call = rows_call(p, p.x, p.y);
   call.first = {p.w1.data, call.H, call.D};
   call.second = {p.w2.data, call.D, call.H};
@@ -107,7 +101,8 @@ int backward_columns(const BackwardParams& p, const Wanted& wanted, const Interm
 }  // namespace
 }  // namespace ampere
 
-const Kernels ampere_kernels = {ampere::takes_rows,    ampere::plans,  ampere::forward,
-                                ampere::backward_rows, ampere::splits, ampere::backward_columns};
+const Kernels ampere_kernels = {ampere::takes_rows,      ampere::plans,         false,
+                                ampere::forward,         ampere::backward_rows, ampere::splits,
+                                ampere::backward_columns};
 
 }  // namespace aim_fast::cuda

@@ -91,7 +91,7 @@ int run(RowsCall& call, const Problem& p, const Rows& input, const Device& devic
   return launch(call, float_input, static_cast<int>(ctas), device.stream);
 }
 
-int forward(const ForwardParams& p, const Device& device) {
+int forward(const ForwardParams& p, const Intermediates&, const Device& device) {
   RowsCall call = {};
   call.b1 = p.b1;
   call.b2 = p.b2;
@@ -120,7 +120,7 @@ int backward_rows(const BackwardParams& p, const Intermediates& between, const D
 }  // namespace
 }  // namespace hopper
 
-const Kernels hopper_kernels = {hopper::has_map,       hopper::plans,  hopper::forward,
-                                hopper::backward_rows, hopper::splits, hopper::backward_columns};
+const Kernels hopper_kernels = {hopper::has_map, hopper::plans,           false, hopper::forward, hopper::backward_rows,
+                                hopper::splits,  hopper::backward_columns};
 
 }  // namespace aim_fast::cuda
