@@ -85,7 +85,8 @@ std::tuple<Tensor, Tensor, Tensor> forward_cpu(const Tensor& x, const Tensor& w1
   auto [z, x_kept] = prepare_kept(p, x, keep_z, keep_x, Pages::kHugeInStep);
   on_this_machine(p);
   if (p.M > 0) kernels().forward(p);
-  return {y, z, x_kept};
+  const Place place = place_of(x);
+  return {y, z ? *z : empty({0, p.H}, p.dtype, place), x_kept ? *x_kept : empty({0}, p.dtype, place)};
 }
 
 // A buffer for forward_prepacked: both weights packed for products in dtype.

@@ -67,17 +67,19 @@ inline Tensor prepare_forward(ForwardParams& p, Arrays& arrays, const Tensor& x,
 }
 
 // What the forward keeps for the backward, once p is filled in: z, and x where the compute dtype is narrower than its
-// own; each empty unless it is wanted.
-inline std::tuple<Tensor, Tensor> prepare_kept(ForwardParams& p, const Tensor& x, bool keep_z, bool keep_x,
-                                               Pages pages) {
+// own; each if it is wanted.
+inline std::tuple<OptionalTensor, OptionalTensor> prepare_kept(ForwardParams& p, const Tensor& x, bool keep_z,
+                                                               bool keep_x, Pages pages) {
   const Place place = place_of(x);
-  Tensor z = empty({keep_z ? p.M : 0, p.H}, p.dtype, place, pages);
-  if (keep_z) p.z = array_of(z, p.dtype);
-  std::vector<int64_t> sizes = {0};
-  keep_x = keep_x && element_size(p.dtype) < element_size(p.x.dtype);
-  if (keep_x) sizes.assign(x.sizes().begin(), x.sizes().end());
-  Tensor x_kept = empty(sizes, p.dtype, place, pages);
-  if (keep_x) p.x_kept = array_of(x_kept, p.dtype);
+  OptionalTensor z, x_kept;
+  if (keep_z) {
+    z = empty({p.M, p.H}, p.dtype, place, pages);
+    p.z = array_of(*z, p.dtype);
+  }
+  if (keep_x && element_size(p.dtype) < element_size(p.x.dtype)) {
+    x_kept = empty(std::vector<int64_t>(x.sizes().begin(), x.sizes().end()), p.dtype, place, pages);
+    p.x_kept = array_of(*x_kept, p.dtype);
+  }
   return {z, x_kept};
 }
 

@@ -69,11 +69,10 @@ Tensor workspace(int64_t bytes, Place place, char** aligned) {
   return t;
 }
 
-std::tuple<Tensor, Tensor, Tensor> forward_cuda(const Tensor& x, const Tensor& w1, const OptionalTensor& b1,
-                                                const Tensor& w2, const OptionalTensor& b2, const OptionalTensor& scale,
-                                                const OptionalTensor& row_scale, const OptionalTensor& residual,
-                                                std::string activation, bool skip, double alpha, ScalarType dtype,
-                                                bool keep_z, bool keep_x, std::string kernels) {
+std::tuple<Tensor, OptionalTensor, OptionalTensor> forward_cuda(
+    const Tensor& x, const Tensor& w1, const OptionalTensor& b1, const Tensor& w2, const OptionalTensor& b2,
+    const OptionalTensor& scale, const OptionalTensor& row_scale, const OptionalTensor& residual,
+    std::string activation, bool skip, double alpha, ScalarType dtype, bool keep_z, bool keep_x, std::string kernels) {
   const Place place = place_of(x);
   Launches launches(place);
   ForwardParams p;
@@ -142,7 +141,7 @@ STABLE_TORCH_LIBRARY_FRAGMENT(aim_fast, m) {
   m.def(
       "cuda_forward(Tensor x, Tensor w1, Tensor? b1, Tensor w2, Tensor? b2, Tensor? scale, Tensor? row_scale, "
       "Tensor? residual, str activation, bool skip, float alpha, ScalarType dtype, bool keep_z, bool keep_x, str "
-      "kernels=\"\") -> (Tensor, Tensor, Tensor)");
+      "kernels=\"\") -> (Tensor, Tensor?, Tensor?)");
   m.def(
       "cuda_backward(Tensor dy, Tensor? x, Tensor? z, Tensor w1, Tensor? b1, Tensor w2, Tensor? b2, Tensor? scale, "
       "Tensor? row_scale, str activation, bool skip, float alpha, ScalarType dtype, ScalarType x_dtype, int needs, str "

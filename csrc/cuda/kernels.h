@@ -19,6 +19,7 @@ enum class Family : int32_t { kSimt, kAmpere, kHopper };
 struct Device {
   Family family;
   int sms;        // multiprocessors
+  bool clusters;  // whether CTAs can wait for one another in clusters, and there is code that does
   void* stream;   // a cudaStream_t of the current device
   int plan = -1;  // one of the family's plans for the row kernels; -1: the one that its rule picks
 };

@@ -42,12 +42,12 @@ struct Sum {
   AIM_DEVICE float factor(int64_t d) const {
     return scale ? alpha * load_float(scale.data, scale.dtype, scale_size > 1 ? d : 0) : alpha;
   }
-  // Column i of the sums, over all ranges.
+  // Column i of the sums, over all ranges. A sum of so many rows has fewer digits left than fp32 loses on the way.
   AIM_DEVICE float column(int64_t i) const {
-    float total = 0.f;
+    double total = 0;
 #pragma unroll 8
     for (int split = 0; split < splits; ++split) total += sums[split * (H + D) + i];
-    return total;
+    return static_cast<float>(total);
   }
 };
 
@@ -65,14 +65,17 @@ AIM_DEVICE void sum_ranges(const Sum& sum, int product, int64_t h, int64_t d, fl
     for (int i = 0; i < kAhead; ++i) {
       if (split + i < sum.splits) parts[i] = *reinterpret_cast<const float4*>(first + 2 * (split + i) * size);
     }
+    float some[kPerThread] = {};  // so that the total is rounded less often
 #pragma unroll
     for (int i = 0; i < kAhead; ++i) {
       if (split + i >= sum.splits) break;
-      total[0] += parts[i].x;
-      total[1] += parts[i].y;
-      total[2] += parts[i].z;
-      total[3] += parts[i].w;
+      some[0] += parts[i].x;
+      some[1] += parts[i].y;
+      some[2] += parts[i].z;
+      some[3] += parts[i].w;
     }
+#pragma unroll
+    for (int i = 0; i < kPerThread; ++i) total[i] += some[i];
   }
 }
 
@@ -141,15 +144,15 @@ __global__ void __launch_bounds__(kThreads)
 
 // dscale [D], a thread each; or [1], by one block.
 __global__ void __launch_bounds__(kScaleThreads) scale_kernel(const AIM_GRID_CONSTANT Sum sum) {
-  __shared__ float totals[kScaleThreads];
+  __shared__ double totals[kScaleThreads];
   const int thread = threadIdx.x;
-  float total = 0.f;
+  double total = 0;
   for (int64_t d = int64_t{blockIdx.x} * kScaleThreads + thread; d < sum.D; d += int64_t{gridDim.x} * kScaleThreads) {
-    float value = 0.f;
+    double value = 0;
 #pragma unroll 8
     for (int64_t h = 0; h < sum.H; h += kTile) value += sum.dw[(sum.H + h) * sum.D + d];
-    if (sum.b2) value += load_float(sum.b2.data, sum.b2.dtype, d) * sum.sums[sum.H + d];
-    if (sum.scale_size > 1) store_float(sum.dscale.data, sum.dscale.dtype, d, sum.alpha * value);
+    if (sum.b2) value += double{load_float(sum.b2.data, sum.b2.dtype, d)} * sum.sums[sum.H + d];
+    if (sum.scale_size > 1) store_float(sum.dscale.data, sum.dscale.dtype, d, static_cast<float>(sum.alpha * value));
     total += value;
   }
   if (sum.scale_size > 1) return;
@@ -159,7 +162,7 @@ __global__ void __launch_bounds__(kScaleThreads) scale_kernel(const AIM_GRID_CON
     if (thread < half) totals[thread] += totals[thread + half];
     __syncthreads();
   }
-  if (thread == 0) store_float(sum.dscale.data, sum.dscale.dtype, 0, sum.alpha * totals[0]);
+  if (thread == 0) store_float(sum.dscale.data, sum.dscale.dtype, 0, static_cast<float>(sum.alpha * totals[0]));
 }
 
 }  // namespace

@@ -14,12 +14,13 @@
 namespace aim_fast::cuda::simt {
 namespace {
 
-using Tile = Tiling<64, 64, 8, 4, 32>;
+using Tile = LargeTile;
 using TileProduct = Product<Tile, Lines::kAcrossDepth, Lines::kAcrossDepth>;
 constexpr int kEdge = Tile::kTileM;
 constexpr int kAcross = kEdge / kVector, kDown = kThreads / kAcross;  // threads of a CTA that sums columns
 constexpr int64_t kLeastRows = 64;                                    // of a range
 constexpr int64_t kMostRows = 4096;  // of a range: fp32 adds up so many, and no more without its error showing
+constexpr int kRowsAtOnce = 8;       // added up before they go to the sum, so that it is rounded less often
 constexpr int kRounds = 2;           // of CTAs, where there are rows enough
 
 // One of the products with the sums beside it, by CTAs of their own.
@@ -31,7 +32,7 @@ struct Part {
   int tiles, ctas;       // of the product; of both
 };
 
-struct Call {
+struct Columns {
   Part parts[2];
   int64_t M, H, D, range;
   int tiles_d;
@@ -44,14 +45,20 @@ AIM_DEVICE void sum_columns(float* shared, const Part& part, int64_t first, Dept
   const int across = threadIdx.x % kAcross * kVector, down = threadIdx.x / kAcross;
   float sum[kVector] = {};
   if (first + across < part.summed.length) {
-#pragma unroll 4
-    for (int64_t m = rows.begin + down; m < rows.end; m += kDown) {
-      const uint32_t row = static_cast<uint32_t>(m);
-      const float factor = part.row_scale ? load_float(part.row_scale.row(row), part.row_scale.dtype, 0) : 1.f;
-      float four[kVector];
-      load_four(part.summed.lines.row(row), Dtype::kFloat32, first + across, four);
+    for (int64_t m = rows.begin + down; m < rows.end; m += kRowsAtOnce * kDown) {
+      float some[kVector] = {};
 #pragma unroll
-      for (int i = 0; i < kVector; ++i) sum[i] = fmaf(factor, four[i], sum[i]);
+      for (int i = 0; i < kRowsAtOnce; ++i) {
+        if (m + i * kDown >= rows.end) break;
+        const uint32_t row = static_cast<uint32_t>(m + i * kDown);
+        const float factor = part.row_scale ? load_float(part.row_scale.row(row), part.row_scale.dtype, 0) : 1.f;
+        float four[kVector];
+        load_four(part.summed.lines.row(row), Dtype::kFloat32, first + across, four);
+#pragma unroll
+        for (int j = 0; j < kVector; ++j) some[j] = fmaf(factor, four[j], some[j]);
+      }
+#pragma unroll
+      for (int j = 0; j < kVector; ++j) sum[j] += some[j];
     }
   }
 #pragma unroll
@@ -65,7 +72,7 @@ AIM_DEVICE void sum_columns(float* shared, const Part& part, int64_t first, Dept
   out[first + column] = total;
 }
 
-__global__ void __launch_bounds__(kThreads, kCtas) columns_kernel(const AIM_GRID_CONSTANT Call call) {
+__global__ void __launch_bounds__(kThreads, Tile::kCtas) columns_kernel(const AIM_GRID_CONSTANT Columns call) {
   AIM_DYNAMIC_SHARED(memory);
   float* shared = reinterpret_cast<float*>(memory);
   const int which = static_cast<int>(blockIdx.x) >= call.parts[0].ctas;
@@ -101,14 +108,14 @@ int backward_columns(const BackwardParams& p, const Wanted& wanted, const Interm
   const int tiles_d = static_cast<int>(count_tiles(p.D)), tiles_h = static_cast<int>(count_tiles(p.H));
   const int tiles_1 = wanted.dw1 ? tiles_h * tiles_d : 0, tiles_2 = wanted.dw2 ? tiles_h * tiles_d : 0;
   const int ctas_1 = tiles_1 + (wanted.db1 ? tiles_h : 0), ctas_2 = tiles_2 + (wanted.db2 ? tiles_d : 0);
-  const Call call{{{dz, x, dz, {}, between.sums, tiles_1, ctas_1},
-                   {h, dy, dy, device_rows(p.row_scale), between.sums + p.H, tiles_2, ctas_2}},
-                  p.M,
-                  p.H,
-                  p.D,
-                  (p.M + between.splits - 1) / between.splits,
-                  tiles_d,
-                  between.dw};
+  const Columns call{{{dz, x, dz, {}, between.sums, tiles_1, ctas_1},
+                      {h, dy, dy, device_rows(p.row_scale), between.sums + p.H, tiles_2, ctas_2}},
+                     p.M,
+                     p.H,
+                     p.D,
+                     (p.M + between.splits - 1) / between.splits,
+                     tiles_d,
+                     between.dw};
   const Grid grid{dim3(static_cast<unsigned>(ctas_1 + ctas_2), between.splits), dim3(kThreads), 1,
                   TileProduct::kShared};
   return launch(columns_kernel, grid, device.stream, call);

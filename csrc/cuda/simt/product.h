@@ -9,13 +9,14 @@
 //     Order     of every sum: that of the depth within a group, then the groups. The same bits from run to run
 #pragma once
 
+#include <algorithm>
+
 #include "cuda/ptx.h"
 #include "cuda/rows.h"
 
 namespace aim_fast::cuda::simt {
 
 constexpr int kThreads = 256;
-constexpr int kStages = 3;
 constexpr int kVector = 4;  // floats in 16 bytes
 
 // What a line of an operand holds, as it lies in memory: all of the depth for one row of A or column of B; or for one
@@ -33,10 +34,12 @@ struct Depth {
   int64_t begin, end;
 };
 
-template <int kRows, int kColumns, int kRowsOfThread, int kColumnsOfThread, int kStepDepth>
+// kCtasOfOne: of a multiprocessor, that registers must leave room for.
+template <int kRows, int kColumns, int kRowsOfThread, int kColumnsOfThread, int kStepDepth, int kSlots, int kCtasOfOne>
 struct Tiling {
   static constexpr int kTileM = kRows, kTileN = kColumns, kPerM = kRowsOfThread, kPerN = kColumnsOfThread;
   static constexpr int kDepth = kStepDepth;  // of a step
+  static constexpr int kStages = kSlots, kCtas = kCtasOfOne;
   static constexpr int kThreadsM = kTileM / kPerM, kThreadsN = kTileN / kPerN;
   static constexpr int kGroups = kThreads / (kThreadsM * kThreadsN);
   static_assert(kGroups * kThreadsM * kThreadsN == kThreads && kDepth % (kGroups * kVector) == 0);
@@ -107,11 +110,11 @@ struct Product {
   using B = Side<kLinesB, T::kTileN, T::kDepth>;
   static constexpr int kSlotFloats = A::kFloats + B::kFloats;
   static constexpr int kPitch = T::kTileN + kVector;  // of the groups' sums
-  static constexpr size_t kShared = 4 * kStages * kSlotFloats;
-  static_assert(4 * T::kGroups * T::kTileM * kPitch <= kShared);
+  static constexpr int kStages = T::kStages;
+  static constexpr size_t kShared = 4 * std::max(kStages * kSlotFloats, T::kGroups* T::kTileM* kPitch);
 
   // Calls epilogue(m, n, float (&c)[4]) for the elements (m, n) to (m, n + 3) of C within [M, N], from (first_m,
-  // first_n) on. All threads of the CTA.
+  // first_n) on. All threads of the CTA; another product in the same memory begins with a barrier.
   template <class Epilogue>
   AIM_DEVICE static void run(float* shared, const Operand& a, const Operand& b, int64_t first_m, int64_t first_n,
                              int64_t M, int64_t N, Depth depth, Epilogue&& epilogue) {

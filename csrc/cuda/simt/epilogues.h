@@ -1,0 +1,113 @@
+// What becomes of four neighbouring elements (m, n) to (m, n + 3) of each product by rows.
+//
+//     forward   z = x w1^T + b1, h = act(z)
+//               y = factor * (h w2^T + b2)  [+ x] [+ residual]
+//     K1        dz = factor * (dy w2) * act'(z), h = row_scale * act(z)
+//               dx = dz w1  [+ dy]
+//
+//     Factor    alpha * scale * row_scale; a wide scale is in K1's w2 already
+//     Shapes    x, y, residual, dy, dx [M, D] by rows of any strides; w1 [H, D]; w2 [D, H]; z, h, dz [M, H]
+//     Rounding  none but fp32's, and dx to x's dtype
+#pragma once
+
+#include "cuda/activation.h"
+#include "cuda/simt/product.h"
+#include "cuda/vectors.h"
+
+namespace aim_fast::cuda::simt {
+
+AIM_DEVICE float row_factor(const DeviceRows& row_scale, int64_t m) {
+  return row_scale ? load_float(row_scale.row(static_cast<uint32_t>(m)), row_scale.dtype, 0) : 1.f;
+}
+
+AIM_DEVICE void add(float (&to)[4], const DeviceRows& rows, int64_t m, int64_t n) {
+  if (!rows) return;
+  float more[4];
+  load_four(rows.row(static_cast<uint32_t>(m)), rows.dtype, n, more);
+#pragma unroll
+  for (int i = 0; i < 4; ++i) to[i] += more[i];
+}
+
+struct Hidden {
+  Array b1;
+  Activation activation;
+  float *z, *h;  // [M, H]; z may be absent
+  int64_t H;
+
+  AIM_DEVICE void operator()(int64_t m, int64_t n, float (&v)[4]) const {
+    float bias[4] = {};
+    if (b1) load_four(b1.data, b1.dtype, n, bias);
+#pragma unroll
+    for (int i = 0; i < 4; ++i) v[i] += bias[i];
+    if (z) *reinterpret_cast<float4*>(z + m * H + n) = {v[0], v[1], v[2], v[3]};
+    activate<float>(activation, v);
+    *reinterpret_cast<float4*>(h + m * H + n) = {v[0], v[1], v[2], v[3]};
+  }
+};
+
+struct Output {
+  Array b2, scale;
+  bool wide_scale;
+  float alpha;
+  DeviceRows row_scale, x, residual, y;  // x where it is to be added
+
+  AIM_DEVICE void operator()(int64_t m, int64_t n, float (&v)[4]) const {
+    float bias[4] = {}, factor[4] = {1.f, 1.f, 1.f, 1.f};
+    if (b2) load_four(b2.data, b2.dtype, n, bias);
+    if (wide_scale) load_four(scale.data, scale.dtype, n, factor);
+    const float common = alpha * (scale && !wide_scale ? load_float(scale.data, scale.dtype, 0) : 1.f);
+    const float of_row = common * row_factor(row_scale, m);
+#pragma unroll
+    for (int i = 0; i < 4; ++i) v[i] = of_row * factor[i] * (v[i] + bias[i]);
+    add(v, x, m, n);
+    add(v, residual, m, n);
+    store_four(y.row(static_cast<uint32_t>(m)), y.dtype, n, v);
+  }
+};
+
+struct HiddenBackward {
+  Array scale;  // of one element
+  float alpha;
+  Activation activation;
+  DeviceRows row_scale;
+  const float* z;
+  float *dz, *h;  // [M, H]; each may be absent
+  int64_t H;
+
+  AIM_DEVICE void operator()(int64_t m, int64_t n, float (&dh)[4]) const {
+    const float of_row = row_factor(row_scale, m);
+    const float factor = alpha * (scale ? load_float(scale.data, scale.dtype, 0) : 1.f) * of_row;
+    const float4 four = *reinterpret_cast<const float4*>(z + m * H + n);
+    float v[4] = {four.x, four.y, four.z, four.w};
+#pragma unroll
+    for (int i = 0; i < 4; ++i) dh[i] *= factor;
+    activate_backward<float>(activation, v, dh);
+    if (dz) *reinterpret_cast<float4*>(dz + m * H + n) = {dh[0], dh[1], dh[2], dh[3]};
+    if (h) *reinterpret_cast<float4*>(h + m * H + n) = {of_row * v[0], of_row * v[1], of_row * v[2], of_row * v[3]};
+  }
+};
+
+struct OutputBackward {
+  DeviceRows dy, dx;  // dy where it is to be added
+
+  AIM_DEVICE void operator()(int64_t m, int64_t n, float (&v)[4]) const {
+    add(v, dy, m, n);
+    store_four(dx.row(static_cast<uint32_t>(m)), dx.dtype, n, v);
+  }
+};
+
+// A product C [M, N] = A B and its epilogue; the lines of A are its rows.
+template <class Epilogue>
+struct Call {
+  Operand a, b;
+  int64_t M, N, depth;
+  Epilogue epilogue;
+};
+
+template <class T, Lines kLinesB, class Epilogue>
+AIM_DEVICE void multiply_tile(uint8_t* shared, const Call<Epilogue>& call, int64_t first_m, int64_t first_n) {
+  Product<T, Lines::kAlongDepth, kLinesB>::run(reinterpret_cast<float*>(shared), call.a, call.b, first_m, first_n,
+                                               call.M, call.N, {0, call.depth}, call.epilogue);
+}
+
+}  // namespace aim_fast::cuda::simt
