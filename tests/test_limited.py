@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import os
 import sys
+import threading
 import time
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -53,6 +56,60 @@ def test_a_deaf_command_goes_with_its_children(monkeypatch: pytest.MonkeyPatch) 
             break
         time.sleep(0.05)
     assert not alive(child)
+
+
+def test_jobs_run_at_once() -> None:
+    """Each waits for the other."""
+    together = threading.Barrier(2, timeout=60)
+    assert set(limited.at_once({"a": together.wait, "b": together.wait}).values()) == {0, 1}
+
+
+def test_lines_name_their_jobs(capfd: pytest.CaptureFixture[str]) -> None:
+    def one(text: str) -> limited.Done:
+        return run(f"print('{text}')", 60.0)
+
+    def two() -> dict[str, limited.Done]:
+        return limited.at_once({"in": partial(one, "x"), "out": partial(one, "y")})
+
+    jobs: dict[str, Callable[[], object]] = {"a": two, "b": partial(one, "z")}
+    limited.at_once(jobs)
+    limited.at_once({"alone": partial(one, "w")})
+    assert sorted(capfd.readouterr().out.splitlines()) == ["  a: in: x", "  a: out: y", "  b: z", "  w"]
+
+
+def test_a_job_that_raises_leaves_the_others_their_time() -> None:
+    done = []
+
+    def breaks() -> None:
+        raise ValueError("broken")
+
+    def ends() -> None:
+        done.append(run("print('ends')", 60.0))
+
+    with pytest.raises(ValueError, match="broken"):
+        limited.at_once({"a": breaks, "b": ends})
+    assert [ended.output for ended in done] == ["ends\n"]
+
+
+def test_an_interrupt_ends_the_commands_of_all_jobs(monkeypatch: pytest.MonkeyPatch) -> None:
+    ended = threading.Event()
+    monkeypatch.setattr(limited, "_ended", ended)
+    done = []
+
+    def interrupted() -> None:
+        while not limited._running:
+            time.sleep(0.01)
+        raise KeyboardInterrupt
+
+    def sleeps() -> None:
+        done.append(run("import time; time.sleep(60)", 60.0))
+
+    with pytest.raises(KeyboardInterrupt):
+        limited.at_once({"a": interrupted, "b": sleeps})
+    assert [(killed.status, killed.late) for killed in done] == [(-9, False)]
+    with pytest.raises(KeyboardInterrupt):
+        run("print('begun')", 60.0)
+    assert not limited._running
 
 
 def alive(pid: int) -> bool:
