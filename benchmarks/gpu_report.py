@@ -25,22 +25,56 @@ def file_name(gpu: str) -> str:
 def merged(before: Results, machine: Machine, outcomes: Mapping[str, Outcome]) -> Results:
     """The results of earlier stages of the day with these in their place or beside them.
 
-    Of two rows for one workload and pass the later stays, unless the earlier has more rivals.
+    Each row stays as its stage's process measured it; `joined` makes the table.
     """
-    stages, rows = dict(before.get("stages", {})), keyed(before.get("rows", []))
+    stages, rows = dict(before.get("stages", {})), {_measured(row): row for row in before.get("rows", [])}
     results: Results = {"machine": asdict(machine), "stages": stages}
     results |= {name: before.get(name, []) for name in ("host", "kernels")}
     for name, outcome in outcomes.items():
         stages[name] = {"status": outcome.status, "text": outcome.text, "seconds": outcome.seconds}
         results |= {name: outcome.results.get(name, results[name]) for name in ("host", "kernels")}
-        for key, row in keyed(outcome.results.get("rows", [])).items():
-            if key not in rows or len(row["speedup"]) >= len(rows[key]["speedup"]):
-                rows[key] = row
+        mine = [{**row, "stage": name} for row in outcome.results.get("rows", [])]
+        rows |= {_measured(row): row for row in mine}
     return results | {"rows": list(rows.values())}
 
 
-def keyed(rows: Sequence[Row]) -> dict[tuple[str, str, str], Row]:
-    return {(row["name"], report.dtype(row), row["pass"]): row for row in rows}
+def _workload(row: Row) -> tuple[str, ...]:
+    return row["name"], report.dtype(row), row["pass"]
+
+
+def _measured(row: Row) -> tuple[str, ...]:
+    return *_workload(row), row.get("stage", "")
+
+
+def joined(rows: Sequence[Row]) -> list[Row]:
+    """One row per workload and pass, with a ratio for each rival that any stage had."""
+    found: dict[tuple[str, ...], list[Row]] = {}
+    for row in rows:
+        found.setdefault(_workload(row), []).append(row)
+    return [_one(mine) for mine in found.values()]
+
+
+def _one(rows: Sequence[Row]) -> Row:
+    """The row with the most rivals, of equals the first stage's; and what else the others had.
+
+    A ratio comes with its row, the latest that has it: fused and rival were timed in one process. Rows of other code or
+    another machine than the latest's are left out.
+    """
+    by_date = sorted(rows, key=lambda row: row["date"])
+    same = [row for row in by_date if _code(row) == _code(by_date[-1])]
+    stays = max((row for row in rows if row in same), key=lambda row: len(row["us"]))
+    said: dict[str, tuple[str, Any]] = {}
+    for row in (*same, stays):
+        said |= {rival: (field, value) for field in ("speedup", "failed") for rival, value in row[field].items()}
+    by_field = {
+        field: {rival: value for rival, (where, value) in said.items() if where == field}
+        for field in ("speedup", "failed")
+    }
+    return stays | by_field
+
+
+def _code(row: Row) -> tuple[Any, ...]:
+    return row["machine"], row["versions"], row["commit"]["hash"]
 
 
 def markdown(results: Results) -> str:
@@ -58,9 +92,9 @@ def markdown(results: Results) -> str:
         lines = [report.table_row(cells) for cells in gpu_counters.table(results["kernels"])]
         blocks += [f"Kernels of a forward and a train step of {gpu_counters.CASE} in bf16, by their counters:"]
         blocks += ["\n".join([*head, *lines])]
-    if results["rows"]:
-        blocks += ["AIM's workloads in bf16:", "\n".join(aim_table(results["rows"]))]
-        blocks.append(report.markdown(results["rows"]).rstrip())
+    if rows := joined(results["rows"]):
+        blocks += ["AIM's workloads in bf16:", "\n".join(aim_table(rows))]
+        blocks.append(report.markdown(rows).rstrip())
     return "\n\n".join(blocks) + "\n"
 
 
