@@ -1,11 +1,12 @@
 """Check and measure the package on this machine's NVIDIA GPU, from a plain checkout: `make gpu-check`.
 
-    python3 benchmarks/gpu_check.py                     every stage, within nine minutes
+    python3 benchmarks/gpu_check.py                     stage by stage, as far as nine minutes go
     python3 benchmarks/gpu_check.py checks workloads    some, added to the day's results
 
-Runs on the Python that starts it, which has to have torch; installs and downloads nothing. Each stage has a limit of
-time: one that reaches it says so, and counts with what it did. Without a GPU the stages of the host run on small cases,
-and the others say that they were left out.
+Runs on the Python that starts it, which has to have torch; installs and downloads nothing. Stages that time nothing run
+beside each other, and each line that they print names its stage. Each has a limit of time: one that reaches it says so,
+and counts with what it did. Without a GPU the stages of the host run on small cases, and the others say that they were
+left out.
 
 Leaves <gpu>-<date>.json and .md in benchmarks/results (build/gpu-check without a GPU). Exit status: 0; 1 when a result
 was wrong or a stage failed; 2 when there is no torch.
@@ -17,15 +18,19 @@ import argparse
 import json
 import sys
 import time
-from collections.abc import Sequence
+import traceback
+from collections.abc import Iterator, Sequence
 from datetime import datetime, timezone
+from functools import partial
+from itertools import groupby
 from pathlib import Path
 
 import gpu_machine
 import gpu_report
+import limited
 from gpu_machine import ROOT, Machine
-from gpu_outcome import Outcome
-from gpu_stages import LEAST_SECONDS, STAGES
+from gpu_outcome import LEAST_SECONDS, Outcome
+from gpu_stages import STAGES
 
 TOTAL_SECONDS = 520.0
 
@@ -42,23 +47,33 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     return options
 
 
-def run(machine: Machine, names: Sequence[str], seconds: float) -> dict[str, Outcome]:
-    """The outcome of each stage, in the table's order; a stage gets its own limit or what is left of `seconds`."""
+def run(machine: Machine, names: Sequence[str], seconds: float) -> Iterator[dict[str, Outcome]]:
+    """The outcomes of one stage after the other, in the table's order, or of several that run beside each other.
+
+    A stage gets its own limit or what is left of `seconds`.
+    """
     end = time.monotonic() + seconds
-    outcomes: dict[str, Outcome] = {}
-    for name in [name for name in STAGES if name in names]:
-        stage, left = STAGES[name], end - time.monotonic()
-        print(f"\n== {name}: {stage.what}", flush=True)
-        start = time.monotonic()
+
+    def outcome(name: str) -> Outcome:
+        stage, start = STAGES[name], time.monotonic()
         if stage.needs_gpu and not machine.gpu:
-            outcome = Outcome("left out", "needs an NVIDIA GPU, and torch sees none")
-        elif left < LEAST_SECONDS:
-            outcome = Outcome("out of time", f"not begun: {seconds:.0f} s were over")
+            found = Outcome("left out", "needs an NVIDIA GPU, and torch sees none")
+        elif end - start < LEAST_SECONDS:
+            found = Outcome("out of time", f"not begun: {seconds:.0f} s were over")
         else:
-            outcome = stage.run(machine, min(stage.seconds, left))
-        outcomes[name] = outcome.after(time.monotonic() - start)
-        print(f"== {name}: {outcomes[name]}", flush=True)
-    return outcomes
+            try:
+                found = stage.run(machine, min(stage.seconds, end - start))
+            except Exception as error:  # of the stage itself: the others go on
+                traceback.print_exc()
+                found = Outcome("failed", f"{type(error).__name__}: {error}")
+        found = found.after(time.monotonic() - start)
+        print(f"== {name}: {found}", flush=True)
+        return found
+
+    for _, group in groupby((name for name in STAGES if name in names), lambda name: STAGES[name].beside or name):
+        at_once = list(group)
+        print("", *(f"== {name}: {STAGES[name].what}" for name in at_once), sep="\n", flush=True)
+        yield limited.at_once({name: partial(outcome, name) for name in at_once})
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -79,7 +94,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     print(machine)
     outcomes: dict[str, Outcome] = {}
     try:
-        outcomes = run(machine, options.stages or list(STAGES), options.seconds)
+        for done in run(machine, options.stages or list(STAGES), options.seconds):
+            outcomes |= done
     finally:
         results = gpu_report.merged(before, machine, outcomes)
         file.write_text(json.dumps(results, indent=1) + "\n")

@@ -9,12 +9,14 @@ import json
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
+import limited
 from gpu_machine import Machine, python
 from limited import Done
 
+LEAST_SECONDS = 5.0  # what has less is not begun
 _KERNELS = (
     "import sys, json; sys.path.insert(0, 'tests'); import judge; print(json.dumps(judge.kernels_of(sys.argv[1])))"
 )
@@ -57,15 +59,26 @@ def kernels(device: str) -> tuple[list[str], str]:
     return names, "" if names else " ".join(python(["-m", "aim_fast"], 60).output.split())
 
 
-def each_kernel(machine: Machine, seconds: float, check: Callable[[str, float], Outcome]) -> Outcome:
-    """The outcomes of all backends that have a kernel for the device, as one."""
+def each_kernel(
+    machine: Machine, seconds: float, check: Callable[[str, float], Outcome], at_once: bool = False
+) -> Outcome:
+    """The outcomes of all backends that have a kernel for the device, as one.
+
+    Each has the time that those before it left, so that one at least ends; or all of it, when they run at once.
+    """
     start = time.monotonic()
     names, why = kernels(machine.device)
     if not names:
         status = "failed" if machine.gpu else "left out"
         return Outcome(status, f"no backend has a kernel for {machine.device} tensors: {why}")
-    left = seconds - (time.monotonic() - start)
-    return together({name: check(name, left / len(names)) for name in names})
+
+    def within_rest(name: str) -> Outcome:
+        left = seconds - (time.monotonic() - start)
+        return check(name, left) if left >= LEAST_SECONDS else Outcome("out of time", "not begun")
+
+    if at_once:
+        return together(limited.at_once({name: partial(within_rest, name) for name in names}))
+    return together({name: within_rest(name) for name in names})
 
 
 def together(outcomes: Mapping[str, Outcome]) -> Outcome:

@@ -1,5 +1,7 @@
 """The stages of gpu_check.py: each runs commands of this checkout with a limit of time and says what came of them.
 
+Those that judge results, and those that compile, take CPU time and so run beside each other; what is timed runs alone.
+
 Nothing here imports torch: a stage whose process crashes, or spoils its CUDA context, leaves the next ones alone.
 """
 
@@ -14,13 +16,15 @@ import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import gpu_counters
+import limited
 from gpu_machine import ROOT, Machine, python
 from gpu_outcome import Outcome, each_kernel, forced, judged, kernels, together
 
-LEAST_SECONDS = 5.0  # a stage with less is not begun
 # Of a stage's time, when the last workload or check may begin.
 BEGIN_UNTIL = 0.7
 # Until a process begins its first check, beside others: torch's import, and the context on the device.
@@ -31,13 +35,34 @@ START_UP = 8.0
 SUITE = ("numerics", "mixed", "nonfinite", "saved_memory", "functional")
 LARGE = ("addressing",)
 
+# What is compiled ahead, each by a process: the CUDA kernels need none, max-autotune would take too long.
+_HALF = (
+    "aim_b_8f aim_b_32f",
+    "aim_l_8f aim_l_32f",
+    "aim_b_8f_mlp aim_b_8f_tin aim_b_tail",
+    "swin_s1 swin_s2 swin_s3 swin_s4",
+    "sam_h_window adaptformer one_image aim_b_eval",
+)
+AHEAD = {
+    **{f"bf16 {cases.split()[0]}": f"--cases {cases} --dtypes bf16 --rivals eager compile triton" for cases in _HALF},
+    **{f"fp16 {cases.split()[0]}": f"--cases {cases} --dtypes fp16 --rivals eager triton" for cases in _HALF},
+    "fp32": "--dtypes fp32 --rivals eager triton",
+}
+
 
 @dataclass(frozen=True)
 class Stage:
+    """seconds: its limit. takes: what is planned for it, so that those before "train" leave time for that.
+
+    beside: it times nothing, and runs at once with those next to it in the table that time nothing either.
+    """
+
     what: str
     seconds: float
+    takes: float
     run: Callable[[Machine, float], Outcome]
     needs_gpu: bool = False
+    beside: bool = False
 
 
 def build(machine: Machine, seconds: float) -> Outcome:
@@ -54,7 +79,7 @@ def build(machine: Machine, seconds: float) -> Outcome:
 def checks(machine: Machine, seconds: float) -> Outcome:
     """tests/device_checks.py: the budget on the regimes that matter most, the bits, CUDA graphs."""
     kinds = ["thread", "numeric", "repeat", *(["graph"] if machine.gpu else ["--cases", "small"])]
-    return each_kernel(machine, seconds, lambda backend, limit: device_checks(machine, backend, limit, *kinds))
+    return each_kernel(machine, seconds, lambda backend, limit: device_checks(machine, backend, limit, *kinds), True)
 
 
 def device_checks(machine: Machine, backend: str, seconds: float, *arguments: str) -> Outcome:
@@ -66,8 +91,8 @@ def device_checks(machine: Machine, backend: str, seconds: float, *arguments: st
 
 def suite(machine: Machine, seconds: float) -> Outcome:
     """The numeric tests on the device; without pytest every regime of the budget in their place, and says so."""
-    # Most of the time goes into compiling kernels, which needs cores.
-    spread = ["-n", str(min(8, os.cpu_count() or 1)), "--dist", "worksteal"] if machine.xdist else []
+    # The other cores are for the stages that run beside this one.
+    spread = ["-n", str(max(1, 3 * (os.cpu_count() or 1) // 8)), "--dist", "worksteal"] if machine.xdist else []
 
     def tests(backend: str, limit: float, names: Sequence[str], options: Sequence[str]) -> Outcome:
         files = [f"tests/test_{name}.py" for name in names]
@@ -80,8 +105,8 @@ def suite(machine: Machine, seconds: float) -> Outcome:
         if not machine.pytest:
             outcome = device_checks(machine, backend, limit, "numeric", "--cases", "all")
             return replace(outcome, text=f"no pytest here, so its place was taken by {outcome.text}")
-        large = tests(backend, 0.3 * limit, LARGE, [])
-        return together({"large": large, "others": tests(backend, 0.7 * limit, SUITE, spread)})
+        parts = {"large": (LARGE, []), "others": (SUITE, spread)}
+        return together(limited.at_once({part: partial(tests, backend, limit, *of) for part, of in parts.items()}))
 
     return each_kernel(machine, seconds, check)
 
@@ -134,6 +159,12 @@ def sanitizer(tool: str) -> Callable[[Machine, float], Outcome]:
     return run
 
 
+def warm(machine: Machine, seconds: float) -> Outcome:
+    """What the benchmarks will need, compiled into the caches on disk; what is timed beside so much counts nowhere."""
+    jobs = {name: partial(benchmark, f"{arguments} --seconds 0.001", seconds) for name, arguments in AHEAD.items()}
+    return together(limited.at_once(jobs))
+
+
 def tune(machine: Machine, seconds: float) -> Outcome:
     """`python -m aim_fast tune` of the CUDA kernels, which need no compiling; the next stages go by its table."""
     if "cuda" not in kernels(machine.device)[0]:
@@ -151,19 +182,23 @@ def host(machine: Machine, seconds: float) -> Outcome:
     return measured("host_cost.py", ["--device", machine.device, "--seconds", f"{each:.2f}"], seconds)
 
 
-def workloads(*arguments: str) -> Callable[[Machine, float], Outcome]:
+def workloads(arguments: str, each_backend: bool = False) -> Callable[[Machine, float], Outcome]:
     """bench_adapter.py with these arguments, whose rivals come last; one tiny case without a GPU.
 
-    On a GPU each backend that has kernels for it is one more rival.
+    each_backend: each that has kernels for the GPU is one more rival.
     """
 
     def run(machine: Machine, seconds: float) -> Outcome:
-        within = ["--within", f"{BEGIN_UNTIL * seconds:.0f}"]
-        tiny = ["--cases", "decoder_queries", "--dtypes", "fp32", "--rivals", "eager", "--seconds", "0.01"]
-        chosen = ["--device", "cuda", *arguments, *kernels("cuda")[0]] if machine.gpu else tiny
-        return measured("bench_adapter.py", [*chosen, *within], seconds)
+        if not machine.gpu:
+            return benchmark("--cases decoder_queries --dtypes fp32 --rivals eager --seconds 0.01", seconds, "cpu")
+        return benchmark(" ".join([arguments, *(kernels("cuda")[0] if each_backend else ())]), seconds)
 
     return run
+
+
+def benchmark(arguments: str, seconds: float, device: str = "cuda") -> Outcome:
+    within = f"{BEGIN_UNTIL * seconds:.0f}"
+    return measured("bench_adapter.py", ["--device", device, *arguments.split(), "--within", within], seconds)
 
 
 def measured(script: str, arguments: Sequence[str], seconds: float) -> Outcome:
@@ -184,23 +219,32 @@ def measured(script: str, arguments: Sequence[str], seconds: float) -> Outcome:
     return replace(judged(done, bool(problems), text), results=results)
 
 
-_ALL = ("--dtypes", "bf16", "fp16", "fp32", "--seconds", "0.4")
-_RIVALS = ("--rivals", "eager", "compile", "autotune")
-_AIM = ("--cases", "aim_*", "--dtypes", "bf16", "--seconds", "0.4", *_RIVALS)
+_ALL = "--dtypes bf16 fp16 fp32 --seconds 0.4"
+_BF16 = "--dtypes bf16 --seconds 0.15 --rivals eager compile"
+_AIM = "--cases aim_* --dtypes bf16 --seconds 0.4 --rivals eager autotune"
+_MEMCHECK, _RACECHECK = sanitizer("memcheck"), sanitizer("racecheck")
+_FORWARD, _TRAIN = workloads(f"--pass forward {_AIM}"), workloads(f"--pass train {_AIM}")
+_RIVALS = workloads(f"{_ALL} --rivals eager compile autotune", each_backend=True)
+_GPU: Any = {"needs_gpu": True}
+_BESIDE: Any = {"needs_gpu": True, "beside": True}
 
 # In the order in which they run: first what is right, then what is fast; what takes longest to compile comes last.
+# Limit, and what it takes: measured on an H200 with 16 cores, 2026-11-27, or the limit. What comes after "train" is for
+# who gives more time, or asks for it by name.
 STAGES = {
-    "build": Stage("compile and link what is there", 180, build),
-    "checks": Stage("error budget, same bits from run to run, CUDA graphs", 60, checks),
-    "suite": Stage("the numeric tests on the device", 120, suite, needs_gpu=True),
-    "memcheck": Stage("compute-sanitizer memcheck on small cases", 30, sanitizer("memcheck"), needs_gpu=True),
-    "racecheck": Stage("compute-sanitizer racecheck on small cases", 30, sanitizer("racecheck"), needs_gpu=True),
-    "tune": Stage("the plans of the CUDA kernels, measured", 60, tune, needs_gpu=True),
-    "host": Stage("host time of a call on one row", 20, host),
-    "workloads": Stage("every workload and dtype beside eager", 130, workloads(*_ALL, "--rivals", "eager")),
-    "ncu": Stage("what each kernel takes of DRAM, L2 and tensor cores", 40, gpu_counters.stage, needs_gpu=True),
-    "emulated": Stage("the CUDA kernels beside themselves, emulated on the CPU", 90, emulated, needs_gpu=True),
-    "forward": Stage("AIM's forwards beside torch.compile", 90, workloads("--pass", "forward", *_AIM), needs_gpu=True),
-    "train": Stage("train step of the same", 90, workloads("--pass", "train", *_AIM), needs_gpu=True),
-    "rivals": Stage("every workload beside torch.compile", 200, workloads(*_ALL, *_RIVALS), needs_gpu=True),
+    "build": Stage("compile and link what is there", 180, 70, build),
+    "checks": Stage("error budget, same bits from run to run, CUDA graphs", 35, 30, checks),
+    "suite": Stage("the numeric tests on the device", 100, 90, suite, **_BESIDE),
+    "memcheck": Stage("compute-sanitizer memcheck on small cases", 100, 100, _MEMCHECK, **_BESIDE),
+    "racecheck": Stage("compute-sanitizer racecheck on small cases", 100, 100, _RACECHECK, **_BESIDE),
+    "warm": Stage("compile ahead what the benchmarks will need", 90, 90, warm, **_BESIDE),
+    "tune": Stage("the plans of the CUDA kernels, measured", 70, 48, tune, **_GPU),
+    "host": Stage("host time of a call on one row", 20, 12, host),
+    "workloads": Stage("every workload and dtype beside eager", 130, 92, workloads(f"{_ALL} --rivals eager", True)),
+    "compile": Stage("every workload in bf16 beside torch.compile", 60, 47, workloads(_BF16), **_GPU),
+    "forward": Stage("AIM's forwards beside max-autotune", 90, 90, _FORWARD, **_GPU),
+    "train": Stage("train step of the same", 90, 90, _TRAIN, **_GPU),
+    "ncu": Stage("what each kernel takes of DRAM, L2 and tensor cores", 40, 40, gpu_counters.stage, **_GPU),
+    "emulated": Stage("the CUDA kernels beside themselves, emulated on the CPU", 90, 90, emulated, **_GPU),
+    "rivals": Stage("every workload beside torch.compile and max-autotune", 200, 200, _RIVALS, **_GPU),
 }

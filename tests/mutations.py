@@ -48,7 +48,11 @@ BENCHMARKS, PARTS, ON_CUDA = (
     _only("on_cuda"),
 )
 TUNING, TILING = _only("triton_tuning", "noise"), _only("triton_tiling", "slices", "sum")
-GPU_CHECK = _only("gpu_check", "outcome", "share", "kernel", "exit")
+GPU_CHECK, GPU_STAGES = (
+    _only("gpu_check", "outcome", "share", "exit", "alone"),
+    _only("gpu_stages", "outcome", "kernel"),
+)
+GPU_REPORT, LIMITED = _only("gpu_report"), _only("limited", "job")
 
 # fmt: off
 _PYTHON = (
@@ -215,11 +219,15 @@ _PYTHON = (
     ("weights_summed_without_end", "kernels/tiling.py", "max(plan.split, -(-M // LONGEST_SUM[load]))", "plan.split", TILING),
     ("peak_with_what_was_there", "benchmarks/on_cuda.py", "torch.cuda.max_memory_allocated() - before",
      "torch.cuda.max_memory_allocated()", ON_CUDA),
-    ("late_stage_passes", "benchmarks/gpu_outcome.py", '"out of time" if done.late or', '"out of time" if', GPU_CHECK),
-    ("crash_passes", "benchmarks/gpu_outcome.py", "if failed or (done.status and not done.late):", "if failed:", GPU_CHECK),
-    ("hazards_pass", "benchmarks/gpu_stages.py", "int(found[1] or found[2]) > 0", "int(found[1] or 0) > 0", GPU_CHECK),
+    ("late_stage_passes", "benchmarks/gpu_outcome.py", '"out of time" if done.late or', '"out of time" if', GPU_STAGES),
+    ("crash_passes", "benchmarks/gpu_outcome.py", "if failed or (done.status and not done.late):", "if failed:", GPU_STAGES),
+    ("hazards_pass", "benchmarks/gpu_stages.py", "int(found[1] or found[2]) > 0", "int(found[1] or 0) > 0", GPU_STAGES),
+    ("stages_in_turn", "benchmarks/limited.py", "ThreadPoolExecutor(len(jobs))", "ThreadPoolExecutor(1)", LIMITED),
+    ("ratio_of_two_processes", "benchmarks/gpu_report.py", "for row in (*same, stays):", "for row in (stays, *same):", GPU_REPORT),
     ("failed_kernel_hidden", "benchmarks/gpu_outcome.py", 'key=("failed", "out of time", "left out", "passed").index',
-     'key=("passed", "failed", "out of time", "left out").index', GPU_CHECK),
+     'key=("passed", "failed", "out of time", "left out").index', GPU_STAGES),
+    ("stage_breaks_the_others", "benchmarks/gpu_check.py", "except Exception as error:  #", "except OSError as error:  #",
+     GPU_CHECK),
     ("replay_of_old_values", "tests/device_checks.py", "if not torch.equal(a, b)]\n    assert not different, f\"the replay",
      "if a.shape != b.shape]\n    assert not different, f\"the replay", _only("device_checks")),
     ("refusal_of_the_essential", "tests/device_checks.py", "is_refusal(error) and not must_be_taken(case)", "is_refusal(error)",
