@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 import threading
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -199,6 +200,42 @@ def test_a_stage_alone(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
         gpu_check.main(["build", "warm", "tune", "--output", str(tmp_path)])
     stages = json.loads(file.read_text())["stages"]
     assert {name: stage["text"] for name, stage in stages.items()} == {"build": "", "warm": "alone"}
+
+
+def test_one_command_leaves_one_table(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Every stage of a GPU, its commands answered: each rival's ratio is in AIM's line, by its own stage."""
+    file = next((ROOT / "benchmarks/results").glob("nvidia-*.json"))
+    template = next(
+        row for row in json.loads(file.read_text())["rows"] if (row["name"], row["pass"]) == ("aim_b_8f", "forward")
+    )
+    # By what stands in a stage's command and no other's; fused takes longer from stage to stage.
+    fused = {"fp16 fp32 --seconds 0.4 --rivals eager cuda": 1.0, "eager compile --within": 2.0, "eager autotune": 4.0}
+
+    def run(command: Sequence[str], seconds: float, folder: Path, environment: dict[str, str]) -> Done:
+        words = " ".join(command)
+        if "judge.kernels_of" in words:
+            return Done(0, '["cuda", "triton"]', 1.0, False)
+        if "bench_adapter" in words and "--pass train" not in words:
+            took = next((time for key, time in fused.items() if key in words), None)
+            if took is not None:
+                rivals = words.partition("--rivals ")[2].partition(" --within")[0].split()
+                ratios = dict.fromkeys(rivals, 10.0 / took)
+                us = {"fused": {"median": took}} | {rival: {"median": 10.0} for rival in rivals}
+                rows = [template | {"speedup": ratios, "us": us}]
+                Path(command[command.index("--json") + 1]).write_text(json.dumps({"rows": rows}))
+        return Done(0, "1 passed", 1.0, False)
+
+    monkeypatch.setattr(gpu_machine, "look", lambda: H100)
+    monkeypatch.setattr(limited, "run", run)
+    monkeypatch.setenv("AIM_FAST_CACHE", "restored after tune")
+    gpu_outcome.kernels.cache_clear()
+    assert gpu_check.main(["--output", str(tmp_path), "--seconds", "2000"]) == 0
+    gpu_outcome.kernels.cache_clear()
+    (text,) = (file.read_text() for file in tmp_path.glob("*.md"))
+    assert [line.split(" | ")[0] for line in text.splitlines()[4 : 4 + len(STAGES)]] == [f"| {name}" for name in STAGES]
+    head = "| pass | cases | x eager | x compile | x autotune | x cuda | x triton | memory kept"
+    assert head in text
+    assert "| forward | 1 | 10.00 of 1 | 5.00 of 1 | 2.50 of 1 | 10.00 of 1 | 10.00 of 1 |" in text
 
 
 @pytest.mark.parametrize(("status", "code"), [("passed", 0), ("left out", 0), ("out of time", 0), ("failed", 1)])
