@@ -29,8 +29,9 @@ from aim_fast.testing import make_inputs
 
 # D, H of the code bases in benchmarks/cases.py, and numbers of rows twice `tuning.REACH` apart.
 SHAPES = ((768, 192), (1024, 256), (1280, 320), (768, 64), (128, 32), (256, 64), (512, 128), (1024, 512))
-ROWS = (200, 800, 3200, 12800, 51200)
-FEW = (1, 4, 16, 64)  # in fp32 too: there launches are most of a call's time, and fewer of them are faster
+_MANY = (200, 800, 3200, 12800, 51200)
+# By load class. In fp32 a few launches less are the gain: products run at the rate that eager's reach on many rows.
+ROWS = {"half": _MANY, "amp": _MANY, "ieee": (1, 4, 16, 64, 200, 800, 3200)}
 CANDIDATES = 4  # plans of a Triton kernel that are tried
 # A plan takes the place of one before it only if it is faster by more than this share: less is noise.
 NOISE = 0.02
@@ -196,11 +197,6 @@ def _flush() -> Tensor:
     return torch.zeros(_FLUSHES * size // 4, device="cuda")
 
 
-def rows_of(load: str) -> tuple[int, ...]:
-    """The numbers of rows that are measured for a load class."""
-    return FEW + ROWS if load == "ieee" else ROWS
-
-
 def widths(text: str) -> tuple[int, int]:
     """D and H of "768x192"."""
     D, H = map(int, text.split("x"))
@@ -222,7 +218,7 @@ def main(arguments: list[str]) -> int:
         print(f"nothing to tune: {none or 'torch sees no CUDA device; see nvidia-smi'}", file=sys.stderr)
         return 1
     gpu = triton_device.gpu(torch.cuda.current_device())
-    shapes = [Shape(load, M, *widths) for load in options.loads for widths in options.shapes for M in rows_of(load)]
+    shapes = [Shape(load, M, *pair) for load in options.loads for pair in options.shapes for M in ROWS[load]]
     rows = search_all(shapes, only(options.backends, options_on_gpu), on_gpu)
     if not rows:
         print(f"nothing to tune: {' and '.join(options.backends)} take none of these shapes", file=sys.stderr)

@@ -170,7 +170,7 @@ def tune(machine: Machine, seconds: float) -> Outcome:
     if "cuda" not in kernels(machine.device)[0]:
         return Outcome("left out", f"no CUDA kernels for {machine.device} tensors here")
     folder = {"AIM_FAST_CACHE": str(ROOT / "build/gpu-check")}
-    done = python(["-m", "aim_fast", "tune", "--backends", "cuda", "--loads", "half", "amp"], seconds, folder)
+    done = python(["-m", "aim_fast", "tune", "--backends", "cuda"], seconds, folder)
     if not done.status:
         os.environ.update(folder)
     return judged(done, False, done.last_line.replace(f"{ROOT}{os.sep}", ""))
@@ -219,7 +219,7 @@ def measured(script: str, arguments: Sequence[str], seconds: float) -> Outcome:
     return replace(judged(done, bool(problems), text), results=results)
 
 
-_ALL = "--dtypes bf16 fp16 fp32 --seconds 0.4"
+_ALL = "--dtypes bf16 fp16 fp32 --seconds 0.3"
 _BF16 = "--dtypes bf16 --seconds 0.15 --rivals eager compile"
 _AIM = "--cases aim_* --dtypes bf16 --seconds 0.4 --rivals eager autotune"
 _MEMCHECK, _RACECHECK = sanitizer("memcheck"), sanitizer("racecheck")
@@ -238,11 +238,11 @@ STAGES = {
     "memcheck": Stage("compute-sanitizer memcheck on small cases", 100, 100, _MEMCHECK, **_BESIDE),
     "racecheck": Stage("compute-sanitizer racecheck on small cases", 100, 100, _RACECHECK, **_BESIDE),
     "warm": Stage("compile ahead what the benchmarks will need", 90, 90, warm, **_BESIDE),
-    "tune": Stage("the plans of the CUDA kernels, measured", 70, 48, tune, **_GPU),
+    "tune": Stage("the plans of the CUDA kernels, measured", 90, 70, tune, **_GPU),
     "host": Stage("host time of a call on one row", 20, 12, host),
-    "workloads": Stage("every workload and dtype beside eager", 130, 92, workloads(f"{_ALL} --rivals eager", True)),
+    "workloads": Stage("every workload and dtype beside eager", 130, 80, workloads(f"{_ALL} --rivals eager", True)),
     "compile": Stage("every workload in bf16 beside torch.compile", 60, 47, workloads(_BF16), **_GPU),
-    "forward": Stage("AIM's forwards beside max-autotune", 90, 90, _FORWARD, **_GPU),
+    "forward": Stage("AIM's forwards beside max-autotune", 60, 60, _FORWARD, **_GPU),
     "train": Stage("train step of the same", 90, 90, _TRAIN, **_GPU),
     "ncu": Stage("what each kernel takes of DRAM, L2 and tensor cores", 40, 40, gpu_counters.stage, **_GPU),
     "emulated": Stage("the CUDA kernels beside themselves, emulated on the CPU", 90, 90, emulated, **_GPU),

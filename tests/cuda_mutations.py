@@ -13,7 +13,8 @@ _TILE, _TILES = "csrc/cuda/ampere/rows_tile.h", "csrc/cuda/ampere/tiles.h"
 _AMPERE_RING = "csrc/cuda/ampere/rows_ring.h"
 _FORWARD, _BACKWARD = "csrc/cuda/ampere/rows_forward.h", "csrc/cuda/ampere/rows_backward.h"
 _AMPERE_COLUMNS = "csrc/cuda/ampere/columns.h"
-_PRODUCT, _SIMT_ROWS, _SIMT_COLUMNS = (f"csrc/cuda/simt/{name}" for name in ("product.h", "rows.cu", "columns.cu"))
+_PRODUCT, _EPILOGUES = "csrc/cuda/simt/product.h", "csrc/cuda/simt/epilogues.h"
+_SIMT_ROWS, _SIMT_COLUMNS = "csrc/cuda/simt/rows.cu", "csrc/cuda/simt/columns.cu"
 _ACTIVATION, _CONVERT = "csrc/cuda/activation.h", "csrc/cuda/convert.cu"
 
 # name, file, what stands there once, what is put there, the tests that must see it
@@ -113,12 +114,16 @@ _KERNELS = (
     ("simt_beyond_the_depth", _PRODUCT, "from_line < operand.count && from_place < end", "from_line < operand.count"),
     ("simt_range_reads_the_next", _PRODUCT, "from_line < end && from_place < operand.length", "from_line < operand.count && from_place < operand.length"),
     ("simt_last_rows_written", _PRODUCT, "if (first_m + row >= M || first_n + column >= N) continue;", "if (first_n + column >= N) continue;"),
-    ("simt_scale_of_another_column", _SIMT_ROWS, "v[i] = of_row * factor[i] * (v[i] + bias[i]);", "v[i] = of_row * factor[0] * (v[i] + bias[i]);"),
-    ("simt_residual_missing", _SIMT_ROWS, "    add(v, residual, m, n);\n", ""),
-    ("simt_h_without_row_scale", _SIMT_ROWS, "= {of_row * v[0], of_row * v[1],", "= {v[0], v[1],"),
-    ("simt_recompute_goes_on", _SIMT_ROWS, "error || !p.y)", "error)"),
-    ("simt_sums_without_row_scale", _SIMT_COLUMNS, "sum[i] = fmaf(factor, four[i], sum[i]);", "sum[i] += four[i];"),
+    ("simt_scale_of_another_column", _EPILOGUES, "v[i] = of_row * factor[i] * (v[i] + bias[i]);", "v[i] = of_row * factor[0] * (v[i] + bias[i]);"),
+    ("simt_residual_missing", _EPILOGUES, "    add(v, residual, m, n);\n", ""),
+    ("simt_h_without_row_scale", _EPILOGUES, "= {of_row * v[0], of_row * v[1],", "= {v[0], v[1],"),
+    ("simt_recompute_goes_on", _SIMT_ROWS, "(hidden, output, bool(p.y), device)", "(hidden, output, true, device)"),
+    ("simt_sums_without_row_scale", _SIMT_COLUMNS, "some[j] = fmaf(factor, four[j], some[j]);", "some[j] += four[j];"),
+    ("simt_sums_of_the_next_range", _SIMT_COLUMNS, "        if (m + i * kDown >= rows.end) break;\n", ""),
     ("simt_sums_not_synchronised", _SIMT_COLUMNS, "  __syncthreads();\n  const int column", "  const int column"),
+    ("simt_dw2_without_alpha", _SIMT_COLUMNS, "second.product = {p.dw2, 0, p.alpha};", "second.product = {p.dw2, 0, 1.f};"),
+    ("simt_dw2_not_turned", _SIMT_COLUMNS, "make_part(whole ? dy : h, whole ? h : dy, dy,", "make_part(h, dy, dy,"),
+    ("simt_scale_forgotten", _SIMT_COLUMNS, "call.M <= kFewRows && !call.scale", "call.M <= kFewRows"),
     ("simt_ranges_overlap", _SIMT_COLUMNS, "end = begin + call.range;", "end = begin + call.range + 1;"),
     ("simt_gelu_of_fp32", _ACTIVATION, "0.5f * erfcf(z * -0.7071067811865475f)", "0.5f * erfcf(z * -0.70710f)"),
     # All of them.

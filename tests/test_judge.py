@@ -11,8 +11,10 @@ from typing import cast
 import pytest
 import torch
 
+import aim_fast
 import conftest
 import judge
+from judge import Tensors
 from numeric_cases import CASES, build
 
 # The values stay behind on this device; shapes, strides and offsets are as on a real one.
@@ -46,7 +48,7 @@ def test_results_come_back_to_where_x_was(monkeypatch: pytest.MonkeyPatch) -> No
         seen.append({t.device.type for t in arguments.values()})
         return torch.ones(3, 4) * arguments["x"].shape[0]
 
-    monkeypatch.setattr(judge, "placed", lambda t: t.to(ELSEWHERE))
+    monkeypatch.setattr(judge, "placed", lambda t, device: t.to(ELSEWHERE))
     results = judge.evaluate(function, {"x": torch.ones(3, 4), "w1": torch.ones(2, 4)}, None)
     assert seen == [{ELSEWHERE}]
     assert results["y"].device.type == "cpu"
@@ -85,6 +87,29 @@ def test_only_a_limit_of_another_backend_skips(
     with pytest.raises((ValueError, pytest.skip.Exception), match=text) as raised:
         call.throw(ValueError(text))
     assert raised.type is outcome
+
+
+@pytest.mark.parametrize(("error", "right"), [(3e-5, True), (6e-5, False)])
+@pytest.mark.parametrize("device", ["cpu", ELSEWHERE])
+def test_a_single_number_is_judged_by_eager_twice(
+    monkeypatch: pytest.MonkeyPatch, device: str, error: float, right: bool
+) -> None:
+    """Eager happens to be right on the device and is off by 1e-5 on the CPU, where no second run is asked for."""
+
+    vector = torch.tensor([1.0, 2.0])
+
+    def played(function, tensors, dy, device=device, **options) -> Tensors:
+        found = 1 + error if function is aim_fast.adapter else 1 + (device == "cpu") * 1e-5
+        return {"dscale": torch.tensor([found]), "dx": vector}
+
+    monkeypatch.setattr(judge, "DEVICE", device)
+    monkeypatch.setattr(judge, "evaluate", played)
+    monkeypatch.setattr(judge, "exact", lambda *_, **__: {"dscale": torch.ones(1).double(), "dx": vector.double()})
+    if right:
+        judge.judge({}, None)
+        return
+    with pytest.raises(AssertionError, match="dscale: error 6"):
+        judge.judge({}, None)
 
 
 @pytest.mark.parametrize("fault", [0.0, 1e-4, float("nan")])

@@ -70,7 +70,7 @@ def test_it_measures_what_was_asked_for(
     assert found.reason == ""
     assert Counter(tuple(rows[0].train) for rows in found.rows.values()) == measured
     for (load, _, _), rows in found.rows.items():
-        assert [row.M for row in rows] == [*(tune.FEW if load == "ieee" else ()), *tune.ROWS]
+        assert [row.M for row in rows] == list(tune.ROWS[load])
     assert tuning.path(H200).exists() == bool(found.date) == bool(measured)
     assert ("cuda take none of these shapes" in capsys.readouterr().err) == (not measured)
 
@@ -137,7 +137,7 @@ def test_the_command_ends_in_time(monkeypatch: pytest.MonkeyPatch) -> None:
             lambda: gpu.launch(5 * forward, 0.5)
         )
 
-    shapes = [Shape(load, M, D, H) for load in ("half", "amp") for D, H in tune.SHAPES for M in tune.ROWS]
+    shapes = [Shape(load, M, D, H) for load in ("half", "amp") for D, H in tune.SHAPES for M in tune.ROWS[load]]
     found = {"cuda": dict.fromkeys(tuning.DIRECTIONS, choices), "triton": {}}
     rows = tune.search_all(shapes, lambda shape, backend: found[backend], measure)
     assert sum(map(len, rows.values())) == 80

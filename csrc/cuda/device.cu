@@ -46,8 +46,7 @@ Choice parse(const std::string& choice) {
 // How many plans a family has for a call on a device whose best family is given.
 int count_plans(const Problem& p, bool backward, Family family, const Device& device) {
   if (static_cast<int>(family) > static_cast<int>(device.family)) return 0;
-  Device there = device;
-  there.family = family;
+  const Device there = {family, device.sms, device.stream};
   const Kernels* kernels = kernels_of(family);
   return kernels ? kernels->plans(p, there, backward) : 0;
 }
@@ -95,8 +94,7 @@ bool find_device(int index, void* stream, Device& device) {
   cudaDeviceGetAttribute(&sms, cudaDevAttrMultiProcessorCount, index);
   // Code for a lower architecture runs too: beside that of each in the list there is PTX of the lowest.
   if (10 * major + minor < std::atoi(kArchs.data())) return false;
-  const bool hopper = kHasHopper && major == 9 && minor == 0;
-  device = {hopper ? Family::kHopper : Family::kAmpere, sms, hopper, stream};
+  device = {kHasHopper && major == 9 && minor == 0 ? Family::kHopper : Family::kAmpere, sms, stream};
   return true;
 }
 
@@ -105,7 +103,7 @@ void emulate(int, int64_t, int) {}
 #else
 
 bool find_device(int, void* stream, Device& device) {
-  device = {Family::kHopper, emulated_sms, true, stream};
+  device = {Family::kHopper, emulated_sms, stream};
   return true;
 }
 

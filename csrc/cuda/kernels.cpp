@@ -142,8 +142,9 @@ int run_backward(const BackwardParams& call, const Device& device, Arena& arena,
   if (wanted.dw2) between.h = arena.take(hidden_bytes);
   const bool narrow = p.dy.dtype != p.dtype && (wanted.dw2 || wanted.db2);
   if (narrow) between.dy = arena.take(p.M * p.D * element_size(p.dtype));
-  if (wanted.dw1 || wanted.dw2 || wanted.db1 || wanted.db2) {
-    between.splits = kernels.splits(p, wanted, device);
+  const bool by_columns = wanted.dw1 || wanted.dw2 || wanted.db1 || wanted.db2;
+  if (by_columns) {
+    between.splits = kernels.splits(call, wanted, device);
     const int64_t products = wanted.dw1 || wanted.dw2 ? int64_t{between.splits} * 2 : 0;  // biases alone need none
     between.dw = reinterpret_cast<float*>(arena.take(products * p.H * p.D * 4));
     between.sums = reinterpret_cast<float*>(arena.take(int64_t{between.splits} * (p.H + p.D) * 4));
@@ -157,7 +158,7 @@ int run_backward(const BackwardParams& call, const Device& device, Arena& arena,
   if (!error && recompute) error = run_forward(again, by_rule, arena, true);
   if (!error && by_rows) error = kernels.backward_rows(p, between, device);
   if (narrow) p.dy = contiguous_rows(between.dy, p.dtype, p.M, p.D);
-  if (!error && between.splits) error = kernels.backward_columns(p, wanted, between, device);
+  if (!error && by_columns) error = kernels.backward_columns(p, wanted, between, device);
   if (!error && between.splits) error = sum_partials(call, between, device);
   return error;
 }

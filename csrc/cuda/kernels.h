@@ -19,7 +19,6 @@ enum class Family : int32_t { kSimt, kAmpere, kHopper };
 struct Device {
   Family family;
   int sms;        // multiprocessors
-  bool clusters;  // whether CTAs can wait for one another in clusters, and there is code that does
   void* stream;   // a cudaStream_t of the current device
   int plan = -1;  // one of the family's plans for the row kernels; -1: the one that its rule picks
 };
@@ -29,7 +28,7 @@ struct Intermediates {
   char* dz = nullptr;     // [M, H] in the compute dtype: dh * act'(z), every scale included; null: nobody needs it
   char* h = nullptr;      // [M, H] in the compute dtype: row_scale * act(z); of the forward act(z)
   char* dy = nullptr;     // [M, D] dy in the compute dtype, where dy itself is fp32
-  int splits = 0;         // ranges of rows that K2 sums one by one
+  int splits = 0;         // ranges of rows that K2 sums one by one; 0: there is nothing to sum up
   float* dw = nullptr;    // [splits, 2, H, D]: dz^T x, and h^T dy
   float* sums = nullptr;  // [splits, H + D]: column sums of dz, and of row_scale * dy
 };
@@ -57,7 +56,8 @@ struct Kernels {
   bool hidden_in_memory;
   int (*forward)(const ForwardParams& p, const Intermediates& between, const Device& device);
   int (*backward_rows)(const BackwardParams& p, const Intermediates& between, const Device& device);
-  int (*splits)(const BackwardParams& p, const Wanted& wanted, const Device& device);  // of rows for K2; >= 1
+  // How many ranges of rows K2 has; 0: K2 of this call, given as it came, writes the gradients themselves.
+  int (*splits)(const BackwardParams& call, const Wanted& wanted, const Device& device);
   int (*backward_columns)(const BackwardParams& p, const Wanted& wanted, const Intermediates& between,
                           const Device& device);
 };

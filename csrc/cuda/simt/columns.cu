@@ -1,5 +1,9 @@
 //     dw[range] = dz^T x, h^T dy  [H, D];   sums[range] = column sums of dz [H], of row_scale * dy [D]
 //
+// or, of few rows without a scale, which then are one range, the gradients themselves:
+//
+//     dw1 = dz^T x  [H, D];  dw2 = alpha dy^T h  [D, H];  db1, db2 = the sums, the second times alpha
+//
 //     Shapes    dz, h [M, H] contiguous; x, dy [M, D] by rows of any strides
 //     Tiling    a CTA: 64 x 64 of one product (product.h, whose depth are the rows), or 64 columns of one of the sums
 //     Order     of every sum: fixed; the ranges are summed by sum.h. The same bits from run to run
@@ -19,29 +23,42 @@ using TileProduct = Product<Tile, Lines::kAcrossDepth, Lines::kAcrossDepth>;
 constexpr int kEdge = Tile::kTileM;
 constexpr int kAcross = kEdge / kVector, kDown = kThreads / kAcross;  // threads of a CTA that sums columns
 constexpr int64_t kLeastRows = 64;                                    // of a range
-constexpr int64_t kMostRows = 4096;  // of a range: fp32 adds up so many, and no more without its error showing
-constexpr int kRowsAtOnce = 8;       // added up before they go to the sum, so that it is rounded less often
-constexpr int kRounds = 2;           // of CTAs, where there are rows enough
+constexpr int64_t kFewRows = 256;  // in one range: more of them fill a GPU better, but take a launch to be summed
+// Of a range, unless the partial results would take more than kMostBytes: with more rows the error of fp32 shows.
+constexpr int64_t kMostRows = 1024, kMostBytes = 32 << 20;
+constexpr int kRowsAtOnce = 8;  // added up before they go to the sum, so that it is rounded less often
+constexpr int kRounds = 2;      // of CTAs, where there are rows enough
 
-// One of the products with the sums beside it, by CTAs of their own.
+// Where a result goes: of the first range, how far the next one's is, and what it is multiplied by.
+struct Result {
+  Array to;
+  int64_t range_bytes;
+  float factor;
+
+  AIM_DEVICE void store(int64_t range, int64_t i, float (&v)[kVector]) const {
+#pragma unroll
+    for (int k = 0; k < kVector; ++k) v[k] *= factor;
+    store_four(to.data + range * range_bytes, to.dtype, i, v);
+  }
+};
+
+// One of the products and of the sums, by CTAs of their own.
 struct Part {
-  Operand narrow, wide;  // dz and x; h and dy
-  Operand summed;        // dz; dy
+  Operand a, b;  // of the product a^T b
+  Operand summed;
   DeviceRows row_scale;  // of what is summed
-  float* sums;           // of the first range
-  int tiles, ctas;       // of the product; of both
+  Result product, sums;
+  int tiles_b, tiles, ctas;  // of the product, across and in all; with those of the sums
 };
 
 struct Columns {
   Part parts[2];
-  int64_t M, H, D, range;
-  int tiles_d;
-  float* dw;  // [ranges, 2, H, D]
+  int64_t M, range;
 };
 
 constexpr int64_t count_tiles(int64_t size) { return (size + kEdge - 1) / kEdge; }
 
-AIM_DEVICE void sum_columns(float* shared, const Part& part, int64_t first, Depth rows, float* out) {
+AIM_DEVICE void sum_columns(float* shared, const Part& part, int64_t first, Depth rows, int64_t range) {
   const int across = threadIdx.x % kAcross * kVector, down = threadIdx.x / kAcross;
   float sum[kVector] = {};
   if (first + across < part.summed.length) {
@@ -64,15 +81,18 @@ AIM_DEVICE void sum_columns(float* shared, const Part& part, int64_t first, Dept
 #pragma unroll
   for (int i = 0; i < kVector; ++i) shared[down * kEdge + across + i] = sum[i];
   __syncthreads();
-  const int column = threadIdx.x;
+  const int column = threadIdx.x * kVector;
   if (column >= kEdge || first + column >= part.summed.length) return;
-  float total = 0.f;
+  float total[kVector] = {};
 #pragma unroll
-  for (int i = 0; i < kDown; ++i) total += shared[i * kEdge + column];
-  out[first + column] = total;
+  for (int i = 0; i < kDown; ++i) {
+#pragma unroll
+    for (int j = 0; j < kVector; ++j) total[j] += shared[i * kEdge + column + j];
+  }
+  part.sums.store(range, first + column, total);
 }
 
-__global__ void __launch_bounds__(kThreads, Tile::kCtas) columns_kernel(const AIM_GRID_CONSTANT Columns call) {
+__global__ void __launch_bounds__(kThreads, kCtas) columns_kernel(const AIM_GRID_CONSTANT Columns call) {
   AIM_DYNAMIC_SHARED(memory);
   float* shared = reinterpret_cast<float*>(memory);
   const int which = static_cast<int>(blockIdx.x) >= call.parts[0].ctas;
@@ -81,43 +101,60 @@ __global__ void __launch_bounds__(kThreads, Tile::kCtas) columns_kernel(const AI
   const int64_t range = blockIdx.y, begin = range * call.range, end = begin + call.range;
   const Depth rows{begin < call.M ? begin : call.M, end < call.M ? end : call.M};
   if (cta >= part.tiles) {
-    sum_columns(shared, part, int64_t{cta - part.tiles} * kEdge, rows, part.sums + range * (call.H + call.D));
+    sum_columns(shared, part, int64_t{cta - part.tiles} * kEdge, rows, range);
     return;
   }
-  float* dw = call.dw + (range * 2 + which) * call.H * call.D;
-  TileProduct::run(shared, part.narrow, part.wide, int64_t{cta / call.tiles_d} * kEdge,
-                   int64_t{cta % call.tiles_d} * kEdge, call.H, call.D, rows,
-                   [&](int64_t h, int64_t d, float (&c)[kVector]) {
-                     *reinterpret_cast<float4*>(dw + h * call.D + d) = {c[0], c[1], c[2], c[3]};
+  TileProduct::run(shared, part.a, part.b, int64_t{cta / part.tiles_b} * kEdge, int64_t{cta % part.tiles_b} * kEdge,
+                   part.a.length, part.b.length, rows, [&](int64_t m, int64_t n, float (&c)[kVector]) {
+                     part.product.store(range, m * part.b.length + n, c);
                    });
 }
 
+Part make_part(const Operand& a, const Operand& b, const Operand& summed, const DeviceRows& row_scale, bool multiplies,
+               bool sums) {
+  const int64_t tiles_b = count_tiles(b.length), tiles = multiplies ? count_tiles(a.length) * tiles_b : 0;
+  const int64_t ctas = tiles + (sums ? count_tiles(summed.length) : 0);
+  return {a, b, summed, row_scale, {}, {}, static_cast<int>(tiles_b), static_cast<int>(tiles), static_cast<int>(ctas)};
+}
+
+Array floats(float* data) { return {reinterpret_cast<char*>(data), Dtype::kFloat32}; }
+
 }  // namespace
 
-int splits(const BackwardParams& p, const Wanted& wanted, const Device& device) {
+int splits(const BackwardParams& call, const Wanted& wanted, const Device& device) {
+  if (call.M <= kFewRows && !call.scale) return 0;
   const int64_t products = int64_t{wanted.dw1} + wanted.dw2;
-  const int64_t ctas = std::max<int64_t>(1, products * count_tiles(p.H) * count_tiles(p.D));
-  const int64_t filling = std::max<int64_t>(1, std::min(kRounds * device.sms / ctas, p.M / kLeastRows));
-  return static_cast<int>(std::max(filling, (p.M + kMostRows - 1) / kMostRows));
+  const int64_t ctas = std::max<int64_t>(1, products * count_tiles(call.H) * count_tiles(call.D));
+  const int64_t filling = std::max<int64_t>(1, std::min(kRounds * device.sms / ctas, call.M / kLeastRows));
+  const int64_t exact = std::min((call.M + kMostRows - 1) / kMostRows, kMostBytes / (8 * call.H * call.D));
+  return static_cast<int>(std::max(filling, exact));
 }
 
 int backward_columns(const BackwardParams& p, const Wanted& wanted, const Intermediates& between,
                      const Device& device) {
+  const bool whole = between.splits == 0;
+  const int64_t ranges = whole ? 1 : between.splits;
   const Operand dz = matrix(between.dz, p.M, p.H), h = matrix(between.h, p.M, p.H);
   const Operand x{device_rows(p.x), p.M, p.D}, dy{device_rows(p.dy), p.M, p.D};
-  const int tiles_d = static_cast<int>(count_tiles(p.D)), tiles_h = static_cast<int>(count_tiles(p.H));
-  const int tiles_1 = wanted.dw1 ? tiles_h * tiles_d : 0, tiles_2 = wanted.dw2 ? tiles_h * tiles_d : 0;
-  const int ctas_1 = tiles_1 + (wanted.db1 ? tiles_h : 0), ctas_2 = tiles_2 + (wanted.db2 ? tiles_d : 0);
-  const Columns call{{{dz, x, dz, {}, between.sums, tiles_1, ctas_1},
-                      {h, dy, dy, device_rows(p.row_scale), between.sums + p.H, tiles_2, ctas_2}},
-                     p.M,
-                     p.H,
-                     p.D,
-                     (p.M + between.splits - 1) / between.splits,
-                     tiles_d,
-                     between.dw};
-  const Grid grid{dim3(static_cast<unsigned>(ctas_1 + ctas_2), between.splits), dim3(kThreads), 1,
-                  TileProduct::kShared};
+  Columns call{{make_part(dz, x, dz, {}, wanted.dw1, wanted.db1),
+                make_part(whole ? dy : h, whole ? h : dy, dy, device_rows(p.row_scale), wanted.dw2, wanted.db2)},
+               p.M,
+               (p.M + ranges - 1) / ranges};
+  auto& [first, second] = call.parts;
+  if (whole) {
+    first.product = {p.dw1, 0, 1.f};
+    first.sums = {p.db1, 0, 1.f};
+    second.product = {p.dw2, 0, p.alpha};
+    second.sums = {p.db2, 0, p.alpha};
+  } else {
+    const int64_t dw_bytes = 8 * p.H * p.D, sums_bytes = 4 * (p.H + p.D);
+    first.product = {floats(between.dw), dw_bytes, 1.f};
+    first.sums = {floats(between.sums), sums_bytes, 1.f};
+    second.product = {floats(between.dw + p.H * p.D), dw_bytes, 1.f};
+    second.sums = {floats(between.sums + p.H), sums_bytes, 1.f};
+  }
+  const Grid grid{dim3(static_cast<unsigned>(first.ctas + second.ctas), static_cast<unsigned>(ranges)), dim3(kThreads),
+                  1, TileProduct::kShared};
   return launch(columns_kernel, grid, device.stream, call);
 }
 

@@ -1,8 +1,7 @@
 // One tile of a product C [M, N] = A B in fp32, by a CTA, on the plain multiply-add units.
 //
-//     Tiling    256 threads in groups. Each group has the whole tile, kPerM x kPerN elements a thread, and of every
-//     step
-//               the fours of the depth that are its own, so that few tiles still have warps enough
+//     Tiling    256 threads in groups. Each group has the whole tile, kPerM x kPerN elements a thread, and a share of
+//               the depth of every step, in fours, so that few tiles still have warps enough
 //     Flow      a ring of kStages slots that cp.async fills ahead, kDepth a step, one barrier a step; zeros beyond the
 //               matrices
 //     Memory    slot = lines of A | lines of B; at the end the groups' sums, in the place of the ring
@@ -17,6 +16,7 @@
 namespace aim_fast::cuda::simt {
 
 constexpr int kThreads = 256;
+constexpr int kCtas = 2;    // of a multiprocessor, that registers must leave room for
 constexpr int kVector = 4;  // floats in 16 bytes
 
 // What a line of an operand holds, as it lies in memory: all of the depth for one row of A or column of B; or for one
@@ -34,12 +34,13 @@ struct Depth {
   int64_t begin, end;
 };
 
-// kCtasOfOne: of a multiprocessor, that registers must leave room for.
-template <int kRows, int kColumns, int kRowsOfThread, int kColumnsOfThread, int kStepDepth, int kSlots, int kCtasOfOne>
+template <int kRows, int kColumns, int kRowsOfThread, int kColumnsOfThread, int kStepDepth, int kSlots>
 struct Tiling {
   static constexpr int kTileM = kRows, kTileN = kColumns, kPerM = kRowsOfThread, kPerN = kColumnsOfThread;
   static constexpr int kDepth = kStepDepth;  // of a step
-  static constexpr int kStages = kSlots, kCtas = kCtasOfOne;
+  static constexpr int kStages = kSlots;
+  // A small tile is for few rows, where a call waits for memory alone.
+  static constexpr bool kAsksAhead = kTileM <= 16;
   static constexpr int kThreadsM = kTileM / kPerM, kThreadsN = kTileN / kPerN;
   static constexpr int kGroups = kThreads / (kThreadsM * kThreadsN);
   static_assert(kGroups * kThreadsM * kThreadsN == kThreads && kDepth % (kGroups * kVector) == 0);
@@ -67,6 +68,19 @@ struct Side {
           kAlong ? from_line < operand.count && from_place < end : from_line < end && from_place < operand.length;
       const char* from = operand.lines.row(inside ? static_cast<uint32_t>(from_line) : 0);
       ptx::cp_async_16(slot + line * kPitch + place, from + (inside ? from_place * 4 : 0), inside);
+    }
+  }
+
+  // Asks L2 for all that the tile reads of this operand.
+  AIM_DEVICE static void ask(const Operand& operand, int64_t first, Depth depth) {
+    constexpr int kLineFloats = 32;
+    const int64_t begin = kAlong ? first : depth.begin, from = kAlong ? depth.begin : first;
+    const int64_t end = kAlong ? (first + kTile < operand.count ? first + kTile : operand.count) : depth.end;
+    const int64_t to = kAlong ? depth.end : (first + kTile < operand.length ? first + kTile : operand.length);
+    const int64_t per_line = (to - from + kLineFloats - 1) / kLineFloats;
+    for (int64_t i = threadIdx.x; i < (end - begin) * per_line; i += kThreads) {
+      const char* line = operand.lines.row(static_cast<uint32_t>(begin + i / per_line));
+      ptx::prefetch_l2(line + (from + i % per_line * kLineFloats) * 4);
     }
   }
 
@@ -114,7 +128,7 @@ struct Product {
   static constexpr size_t kShared = 4 * std::max(kStages * kSlotFloats, T::kGroups* T::kTileM* kPitch);
 
   // Calls epilogue(m, n, float (&c)[4]) for the elements (m, n) to (m, n + 3) of C within [M, N], from (first_m,
-  // first_n) on. All threads of the CTA; another product in the same memory begins with a barrier.
+  // first_n) on. All threads of the CTA.
   template <class Epilogue>
   AIM_DEVICE static void run(float* shared, const Operand& a, const Operand& b, int64_t first_m, int64_t first_n,
                              int64_t M, int64_t N, Depth depth, Epilogue&& epilogue) {
@@ -132,6 +146,11 @@ struct Product {
       ptx::cp_async_commit();
     };
     for (int step = 0; step < kStages - 1; ++step) fill(step);
+    if constexpr (T::kAsksAhead) {
+      A::ask(a, first_m, depth);
+      B::ask(b, first_n, depth);
+      if (threadIdx.x < T::kTileM && first_m + threadIdx.x < M) epilogue.ask(first_m + threadIdx.x, first_n);
+    }
 
     float sums[T::kPerM][T::kPerN] = {};
 #pragma unroll 1

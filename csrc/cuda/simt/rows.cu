@@ -1,17 +1,17 @@
-// The products by rows: the two of the forward, and the two of K1. Each picks a tile of its own, or both go by
-// clusters.
-#include "cuda/device.h"
+// The products by rows: the two of the forward, and the two of K1. Each picks a tile of its own.
 #include "cuda/launch.h"
-#include "cuda/simt/clusters.h"
+#include "cuda/simt/epilogues.h"
 #include "cuda/simt/rows.h"
 
 namespace aim_fast::cuda::simt {
 namespace {
 
 template <class T, Lines kLinesB, class Epilogue>
-__global__ void __launch_bounds__(kThreads, T::kCtas) rows_kernel(const AIM_GRID_CONSTANT Call<Epilogue> call) {
+__global__ void __launch_bounds__(kThreads, kCtas) rows_kernel(const AIM_GRID_CONSTANT Call<Epilogue> call) {
   AIM_DYNAMIC_SHARED(shared);
-  multiply_tile<T, kLinesB>(shared, call, int64_t{blockIdx.x} * T::kTileM, int64_t{blockIdx.y} * T::kTileN);
+  Product<T, Lines::kAlongDepth, kLinesB>::run(reinterpret_cast<float*>(shared), call.a, call.b,
+                                               int64_t{blockIdx.x} * T::kTileM, int64_t{blockIdx.y} * T::kTileN, call.M,
+                                               call.N, {0, call.depth}, call.epilogue);
 }
 
 unsigned blocks_of(int64_t size, int tile) { return static_cast<unsigned>((size + tile - 1) / tile); }
@@ -28,10 +28,6 @@ int multiply(const Call<Epilogue>& call, const Device& device) {
       return run.template operator()<LargeTile>();
     case 1:
       return run.template operator()<MiddleTile>();
-    case 3:
-      return run.template operator()<Tile3>();
-    case 4:
-      return run.template operator()<Tile4>();
     default:
       return run.template operator()<SmallTile>();
   }
@@ -40,9 +36,6 @@ int multiply(const Call<Epilogue>& call, const Device& device) {
 // Both products, of which the second reads what the first one's epilogue writes; the second one may be left out.
 template <Lines kLinesB, class First, class Second>
 int multiply_both(const Call<First>& first, const Call<Second>& second, bool wants_second, const Device& device) {
-  if constexpr (kHasHopper) {
-    if (wants_second && device.clusters && uses_cluster(first.M, device)) return in_clusters(first, second, device);
-  }
   const int error = multiply<kLinesB>(first, device);
   return error || !wants_second ? error : multiply<kLinesB>(second, device);
 }
