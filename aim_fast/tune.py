@@ -31,7 +31,7 @@ from aim_fast.testing import make_inputs
 SHAPES = ((768, 192), (1024, 256), (1280, 320), (768, 64), (128, 32), (256, 64), (512, 128), (1024, 512))
 _MANY = (200, 800, 3200, 12800, 51200)
 # By load class. In fp32 a few launches less are the gain: products run at the rate that eager's reach on many rows.
-ROWS = {"half": _MANY, "amp": _MANY, "ieee": (1, 4, 16, 64, 200, 800, 3200)}
+ROWS = {"half": _MANY, "amp": _MANY, "ieee": (1, 4, 16, 64, 200, 800, 1600, 3200)}
 CANDIDATES = 4  # plans of a Triton kernel that are tried
 # A plan takes the place of one before it only if it is faster by more than this share: less is noise.
 NOISE = 0.02

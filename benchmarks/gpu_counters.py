@@ -44,7 +44,7 @@ def kernel_rows(backend: str, output: str) -> list[dict[str, Any]]:
 
 def short(kernel: str) -> str:
     """ "void aim_fast::cuda::hopper::rows_kernel<...>(...)" -> "hopper::rows_kernel"."""
-    name = re.split(r"[<(]", kernel.replace("(anonymous namespace)::", ""))[0].split()[-1]
+    name = re.split(r"[<(]", re.sub(r"(<unnamed>|\(anonymous namespace\))::", "", kernel))[0].split()[-1]
     return name.removeprefix("aim_fast::cuda::")
 
 

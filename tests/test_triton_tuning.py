@@ -156,7 +156,12 @@ def test_cuda_is_never_chosen_unmeasured() -> None:
         ({"cuda": 10, "triton": 20, "eager": 30}, "cuda"),
         ({"cuda": 20, "triton": 10, "eager": 30}, "triton"),
         ({"cuda": 20, "triton": 30, "eager": 10}, None),
-        ({"cuda": 30, "triton": 30, "eager": 30}, None),
+        # By a tenth of the device, where a call takes the host longer; and no further.
+        ({"cuda": 30, "triton": 30, "eager": 30}, "cuda"),
+        ({"cuda": 32.9, "triton": 40, "eager": 30}, "cuda"),
+        ({"cuda": 33.1, "triton": 40, "eager": 30}, None),
+        ({"cuda": 32.9, "triton": 28, "eager": 30}, "triton"),
+        ({"cuda": 36, "triton": 40, "eager": 35}, None),
     ],
 )
 def test_the_fastest_of_the_three_is_chosen(times: dict[str, float], fastest: str | None) -> None:

@@ -8,7 +8,6 @@
 //     Factor    alpha * scale * row_scale; a wide scale is in K1's w2 already
 //     Shapes    x, y, residual, dy, dx [M, D] by rows of any strides; w1 [H, D]; w2 [D, H]; z, h, dz [M, H]
 //     Rounding  none but fp32's, and dx to x's dtype
-//     Asked for  `ask` brings what row m needs from column n on to L2, where the product takes no longer than that
 #pragma once
 
 #include "cuda/activation.h"
@@ -29,20 +28,12 @@ AIM_DEVICE void add(float (&to)[4], const DeviceRows& rows, int64_t m, int64_t n
   for (int i = 0; i < 4; ++i) to[i] += more[i];
 }
 
-AIM_DEVICE void ask_for(const Array& array, int64_t n) {
-  if (array) ptx::prefetch_l2(array.data + n * element_size(array.dtype));
-}
-AIM_DEVICE void ask_for(const DeviceRows& rows, int64_t m, int64_t n) {
-  if (rows) ptx::prefetch_l2(rows.row(static_cast<uint32_t>(m)) + n * element_size(rows.dtype));
-}
-
 struct Hidden {
   Array b1;
   Activation activation;
   float *z, *h;  // [M, H]; z may be absent
   int64_t H;
 
-  AIM_DEVICE void ask(int64_t, int64_t n) const { ask_for(b1, n); }
   AIM_DEVICE void operator()(int64_t m, int64_t n, float (&v)[4]) const {
     float bias[4] = {};
     if (b1) load_four(b1.data, b1.dtype, n, bias);
@@ -60,12 +51,6 @@ struct Output {
   float alpha;
   DeviceRows row_scale, x, residual, y;  // x where it is to be added
 
-  AIM_DEVICE void ask(int64_t m, int64_t n) const {
-    ask_for(b2, n);
-    if (wide_scale) ask_for(scale, n);
-    ask_for(x, m, n);
-    ask_for(residual, m, n);
-  }
   AIM_DEVICE void operator()(int64_t m, int64_t n, float (&v)[4]) const {
     float bias[4] = {}, factor[4] = {1.f, 1.f, 1.f, 1.f};
     if (b2) load_four(b2.data, b2.dtype, n, bias);
@@ -89,7 +74,6 @@ struct HiddenBackward {
   float *dz, *h;  // [M, H]; each may be absent
   int64_t H;
 
-  AIM_DEVICE void ask(int64_t m, int64_t n) const { ptx::prefetch_l2(z + m * H + n); }
   AIM_DEVICE void operator()(int64_t m, int64_t n, float (&dh)[4]) const {
     const float of_row = row_factor(row_scale, m);
     const float factor = alpha * (scale ? load_float(scale.data, scale.dtype, 0) : 1.f) * of_row;
@@ -106,7 +90,6 @@ struct HiddenBackward {
 struct OutputBackward {
   DeviceRows dy, dx;  // dy where it is to be added
 
-  AIM_DEVICE void ask(int64_t m, int64_t n) const { ask_for(dy, m, n); }
   AIM_DEVICE void operator()(int64_t m, int64_t n, float (&v)[4]) const {
     add(v, dy, m, n);
     store_four(dx.row(static_cast<uint32_t>(m)), dx.dtype, n, v);

@@ -39,8 +39,6 @@ struct Tiling {
   static constexpr int kTileM = kRows, kTileN = kColumns, kPerM = kRowsOfThread, kPerN = kColumnsOfThread;
   static constexpr int kDepth = kStepDepth;  // of a step
   static constexpr int kStages = kSlots;
-  // A small tile is for few rows, where a call waits for memory alone.
-  static constexpr bool kAsksAhead = kTileM <= 16;
   static constexpr int kThreadsM = kTileM / kPerM, kThreadsN = kTileN / kPerN;
   static constexpr int kGroups = kThreads / (kThreadsM * kThreadsN);
   static_assert(kGroups * kThreadsM * kThreadsN == kThreads && kDepth % (kGroups * kVector) == 0);
@@ -68,19 +66,6 @@ struct Side {
           kAlong ? from_line < operand.count && from_place < end : from_line < end && from_place < operand.length;
       const char* from = operand.lines.row(inside ? static_cast<uint32_t>(from_line) : 0);
       ptx::cp_async_16(slot + line * kPitch + place, from + (inside ? from_place * 4 : 0), inside);
-    }
-  }
-
-  // Asks L2 for all that the tile reads of this operand.
-  AIM_DEVICE static void ask(const Operand& operand, int64_t first, Depth depth) {
-    constexpr int kLineFloats = 32;
-    const int64_t begin = kAlong ? first : depth.begin, from = kAlong ? depth.begin : first;
-    const int64_t end = kAlong ? (first + kTile < operand.count ? first + kTile : operand.count) : depth.end;
-    const int64_t to = kAlong ? depth.end : (first + kTile < operand.length ? first + kTile : operand.length);
-    const int64_t per_line = (to - from + kLineFloats - 1) / kLineFloats;
-    for (int64_t i = threadIdx.x; i < (end - begin) * per_line; i += kThreads) {
-      const char* line = operand.lines.row(static_cast<uint32_t>(begin + i / per_line));
-      ptx::prefetch_l2(line + (from + i % per_line * kLineFloats) * 4);
     }
   }
 
@@ -146,11 +131,6 @@ struct Product {
       ptx::cp_async_commit();
     };
     for (int step = 0; step < kStages - 1; ++step) fill(step);
-    if constexpr (T::kAsksAhead) {
-      A::ask(a, first_m, depth);
-      B::ask(b, first_n, depth);
-      if (threadIdx.x < T::kTileM && first_m + threadIdx.x < M) epilogue.ask(first_m + threadIdx.x, first_n);
-    }
 
     float sums[T::kPerM][T::kPerN] = {};
 #pragma unroll 1
