@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-_ALL = ("tests/test_cuda_numerics.py",)
+_ALL = ("tests/test_cuda_numerics.py", "tests/test_cuda_calls.py")
 _FILES = ("tests/test_cuda_files.py",)
 _EMULATOR = ("tests/test_emulator.py",)
 _CONSUMER, _PRODUCER = "csrc/cuda/hopper/rows_consumer.h", "csrc/cuda/hopper/rows_producer.h"
