@@ -2,7 +2,7 @@
 // kernels/activation.py but for the GELU's.
 //
 // Which one it is is known at run time: one branch, the same for the whole grid. Each derivative but that of the GELU
-// in bf16 shares the exponential of its function. NaN and inf go through as in the formulas that PyTorch uses.
+// in bf16 and fp32 shares the exponential of its function. NaN and inf go through as in the formulas that PyTorch uses.
 #pragma once
 
 #include "common/params.h"
@@ -27,8 +27,8 @@ AIM_DEVICE float normal_density(float z) {
   return 0.3989422804014327f * exp2<T>(z * z * -0.7213475204444817f);
 }
 
-// Distribution function of the normal law. In the dtype that it is rounded to, z times it is within a tenth of a unit
-// in the last place, of 2^-14 where it is less than that.
+// Distribution function of the normal law. In the 16 bits that it is rounded to, z times it is within a tenth of a unit
+// in the last place, of 2^-14 where it is less than that; in fp32 within 18 units, found at z = -3.7.
 template <class T>
 AIM_DEVICE float normal_law(float z) {
   if constexpr (std::is_same_v<T, float>) {

@@ -40,8 +40,6 @@ int multiply_both(const Call<First>& first, const Call<Second>& second, bool wan
   return error || !wants_second ? error : multiply<kLinesB>(second, device);
 }
 
-Operand rows_operand(const Rows& rows, int64_t count, int64_t length) { return {device_rows(rows), count, length}; }
-
 }  // namespace
 
 Operand matrix(const char* data, int64_t rows, int64_t columns) {
@@ -50,7 +48,7 @@ Operand matrix(const char* data, int64_t rows, int64_t columns) {
 
 int forward(const ForwardParams& p, const Intermediates& between, const Device& device) {
   const Call<Hidden> hidden{
-      rows_operand(p.x, p.M, p.D),
+      {device_rows(p.x), p.M, p.D},
       matrix(p.w1.data, p.H, p.D),
       p.M,
       p.H,
@@ -69,7 +67,7 @@ int forward(const ForwardParams& p, const Intermediates& between, const Device& 
 
 int backward_rows(const BackwardParams& p, const Intermediates& between, const Device& device) {
   const Call<HiddenBackward> hidden{
-      rows_operand(p.dy, p.M, p.D),
+      {device_rows(p.dy), p.M, p.D},
       matrix(p.w2.data, p.D, p.H),
       p.M,
       p.H,
