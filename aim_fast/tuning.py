@@ -101,7 +101,7 @@ def _plans(gpu: Gpu, load: str, H: int, value: Any) -> dict[str, Plan]:
 def _cuda(value: Any) -> dict[str, str]:
     """The plans of the CUDA kernels; one that the library has not is not used."""
     found = {direction: value[direction] for direction in DIRECTIONS} if value else {}
-    if wrong := [plan for plan in found.values() if not re.fullmatch(r"((simt|ampere|hopper)(/\d{1,2})?)?", plan)]:
+    if wrong := [plan for plan in found.values() if not re.fullmatch(r"((tiles|ampere|hopper)(/\d{1,2})?)?", plan)]:
         raise ValueError(f"{wrong[0]!r} is no plan of the CUDA kernels")
     return found
 

@@ -11,8 +11,13 @@ from pathlib import Path
 
 from ahead import tool
 
-# By the folder of a family what its kernels multiply and load with; tests/test_cuda_build.py asserts it.
-INSTRUCTIONS = {"simt": ("FFMA", "LDGSTS"), "ampere": ("HMMA", "LDGSTS"), "hopper": ("HGMMA", "UTMALDG")}
+# By the folder of a family, and what is in a kernel's mangled name, what it multiplies and loads with;
+# tests/test_cuda_build.py asserts it.
+INSTRUCTIONS = {
+    "tiles": {r"kernelIf": ("FFMA", "LDGSTS"), r"kernelI\d": ("HMMA", "LDGSTS")},
+    "ampere": {"": ("HMMA", "LDGSTS")},
+    "hopper": {"": ("HGMMA", "UTMALDG")},
+}
 # Bytes of shared memory of a block that nvcc lays out itself: more has to be asked for at the launch.
 STATIC_SHARED = 48 << 10
 
@@ -79,15 +84,20 @@ def instructions_of(object_file: Path, wanted: Sequence[str]) -> Mapping[tuple[s
     return found
 
 
-def problems(object_file: Path, log: str, wanted: Sequence[str] = ()) -> list[str]:
-    """What is wrong with the kernels of an object: spills, stack, warnings, and instructions that are not there."""
+def problems(object_file: Path, log: str, wanted: Mapping[str, Sequence[str]] | None = None) -> list[str]:
+    """What is wrong with the kernels of an object: spills, stack, warnings, and instructions that are not there.
+
+    wanted: by a pattern in a kernel's name the instructions that it has; each kernel's name fits one.
+    """
     kernels = kernels_of(log)
     found = [f"{kernel.name} for {kernel.arch}: {text}" for kernel in kernels for text in kernel.problems()]
     found += warnings_of(log)
     if kernels and wanted:
-        counts = instructions_of(object_file, wanted)
-        absent = [(kernel, name) for kernel in kernels for name in wanted if not counts[kernel.name, kernel.arch][name]]
-        found += [f"{kernel.name} for {kernel.arch}: no {name}" for kernel, name in absent]
+        counts = instructions_of(object_file, sorted({name for names in wanted.values() for name in names}))
+        for kernel in kernels:
+            (names,) = (names for pattern, names in wanted.items() if re.search(pattern, kernel.name))
+            absent = [name for name in names if not counts[kernel.name, kernel.arch][name]]
+            found += [f"{kernel.name} for {kernel.arch}: no {name}" for name in absent]
     return found
 
 

@@ -32,7 +32,7 @@ def aligned_rows(t: Tensor) -> Tensor:
     return pad(t, (0, 16))[..., :-16]
 
 
-# What all families take: H of 64, 128, 192, 256; D a multiple of 64.
+# What all families take, in 16 bits: H of 64, 128, 192, 256; D a multiple of 64.
 BOTH = {
     # Rows: none, one, few, about a tile, prime, real; D and H: real ratios.
     "empty": Case((0, 64), 64, BF16, residual_as=same, scale=(64,)),
@@ -74,11 +74,15 @@ ONLY = {
         "sam_h": Case((67, 1280), 320, BF16),
         "sam_h_fp16": Case((131, 192), 320, FP16, "quick_gelu", residual_as=same, scale=(192,), row_scale=(131,)),
     },
-    "simt": {
+    "tiles": {
         "least": Case((5, 4), 4, FP32, scale=(1,)),
         "h36": Case((65, 44), 36, FP32, residual_as=same, row_scale=(65,)),
         "dinov2": Case((67, 1024), 512, FP32, "silu", skip=False, scale=(1024,)),
         "large": Case((300, 768), 192, FP32, "tanh", alpha=0.5, residual_as=turned(0, 1)),
+        "least_bf16": Case((5, 8), 8, BF16, scale=(1,)),
+        "h40_fp16": Case((65, 72), 40, FP16, residual_as=same, row_scale=(65,)),
+        "dinov2_bf16": Case((67, 1024), 512, BF16, "silu", skip=False, scale=(1024,)),
+        "large_bf16": Case((300, 768), 192, BF16, "tanh", alpha=0.5, residual_as=turned(0, 1)),
     },
     "ampere": {
         "least": Case((5, 8), 8, BF16, scale=(1,)),
@@ -89,18 +93,17 @@ ONLY = {
         "h248": Case((33, 1000), 248, BF16, row_scale=(33,)),
     },
 }
-# What a family's products are in: where there are two dtypes the cases' own stand.
-DTYPES = {"hopper": (BF16, FP16), "ampere": (BF16, FP16), "simt": (FP32,)}
+# What a family's products are in, the narrowest last.
+DTYPES = {"hopper": (BF16, FP16), "ampere": (BF16, FP16), "tiles": (FP32, BF16, FP16)}
+# One of the narrow dtypes of each family, and what else takes a way of its own.
+FORMS = [*((family, dtypes[-1]) for family, dtypes in DTYPES.items()), ("tiles", FP32)]
 CASES = {
-    **{
-        f"{family}-{name}": case if case.dtype in dtypes else replace(case, dtype=dtypes[0])
-        for family, dtypes in DTYPES.items()
-        for name, case in BOTH.items()
-    },
+    **{f"{family}-{name}": case for family in DTYPES for name, case in BOTH.items()},
+    **{f"tiles-fp32-{name}": replace(case, dtype=FP32) for name, case in BOTH.items()},
     **{f"{family}-{name}": case for family, cases in ONLY.items() for name, case in cases.items()},
 }
 # Every way to share out the rows.
-PLANS = {"hopper": 4, "ampere": 7, "simt": 3}
+PLANS = {"hopper": 4, "ampere": 7, "tiles": 3}
 
 
 def full(dtype: torch.dtype, M: int = 197, D: int = 128, H: int = 64) -> tuple[Tensors, Tensor, dict[str, Any]]:

@@ -13,17 +13,15 @@ import torch
 
 import aim_fast
 from aim_fast import ops
-from cuda_cases import DTYPES, PLANS, full
+from cuda_cases import DTYPES, FORMS, PLANS, full
 from emulation import LAZY
 from interpreter import fill_new_memory
 from judge import TRAINABLE, assert_judged, evaluate, exact, judge, make_inputs
 from numeric_cases import BF16, FP16, FP32
-from test_cuda_numerics import FAMILIES, Emulated, choose, narrowest
+from test_cuda_numerics import FAMILIES, Emulated, choose
 from test_mixed import AUTOCAST, PROMOTED, under, users_code
 from test_mixed import inputs as mixed_inputs
 from test_nonfinite import INF, NAN, assert_same_positions
-
-TENSOR_CORES = pytest.mark.parametrize("family", [family for family in PLANS if FP32 not in DTYPES[family]])
 
 
 def judge_autocast(family: str, name: str) -> None:
@@ -39,7 +37,7 @@ def judge_autocast(family: str, name: str) -> None:
         assert_judged(fused, eager, exact(some, dy[part], **options))
 
 
-@TENSOR_CORES
+@FAMILIES
 @pytest.mark.parametrize("name", AUTOCAST)
 def test_autocast(emulated: Emulated, family: str, name: str) -> None:
     emulated(judge_autocast, family, name)
@@ -83,9 +81,9 @@ def test_the_operator_gives_tensors_for_what_is_not_kept(emulated: Emulated, fam
     emulated(check_what_is_not_kept, family)
 
 
-def compare_needs(family: str, recompute: bool, scaled: bool) -> None:
+def compare_needs(family: str, dtype: torch.dtype, recompute: bool, scaled: bool) -> None:
     choose(family, LAZY)
-    tensors, dy, options = full(DTYPES[family][0], 67, 64, 64)
+    tensors, dy, options = full(dtype, 67, 64, 64)
     if not scaled:
         del tensors["scale"]
     everything = judge(tensors, dy, **options)
@@ -99,17 +97,23 @@ def compare_needs(family: str, recompute: bool, scaled: bool) -> None:
             assert torch.equal(value, everything[name]), f"{name} when {wanted} are wanted"
 
 
-@pytest.mark.parametrize(("family", "scaled"), [*((family, True) for family in PLANS), ("simt", False)])
+@pytest.mark.parametrize(
+    ("family", "dtype", "scaled"),
+    [*((family, dtype, True) for family, dtype in FORMS), *(("tiles", dtype, False) for dtype in (FP32, BF16))],
+    ids=str,
+)
 @pytest.mark.parametrize("recompute", [False, True], ids=["kept", "recomputed"])
-def test_only_what_is_wanted(emulated: Emulated, family: str, scaled: bool, recompute: bool) -> None:
+def test_only_what_is_wanted(
+    emulated: Emulated, family: str, dtype: torch.dtype, scaled: bool, recompute: bool
+) -> None:
     """Every mask of `needs`: frozen tensors change no bit of the others' gradients, nor does a z that is made again.
 
-    In fp32 few rows without a scale go a way of their own.
+    In tiles few rows without a scale go a way of their own.
     """
-    emulated(compare_needs, family, recompute, scaled)
+    emulated(compare_needs, family, dtype, recompute, scaled)
 
 
-def check_nonfinite(family: str) -> None:
+def check_nonfinite(family: str, dtype: torch.dtype) -> None:
     choose(family)
     for activation in aim_fast.ACTIVATIONS:
         for name, place, value in (
@@ -123,22 +127,21 @@ def check_nonfinite(family: str) -> None:
             ("residual", (66, 63), -INF),
             ("row_scale", 4, INF),
         ):
-            tensors, dy, options = full(narrowest(family), 67, 64, 64)
+            tensors, dy, options = full(dtype, 67, 64, 64)
             tensors[name][place] = value
             got = evaluate(aim_fast.adapter, tensors, dy, **options | {"activation": activation})
             assert_same_positions(got, exact(tensors, dy, **options | {"activation": activation}))
 
 
-@FAMILIES
-def test_nonfinite_positions(emulated: Emulated, family: str) -> None:
+@pytest.mark.parametrize(("family", "dtype"), FORMS, ids=str)
+def test_nonfinite_positions(emulated: Emulated, family: str, dtype: torch.dtype) -> None:
     """NaN and inf go where eager has them, and no further."""
-    emulated(check_nonfinite, family)
+    emulated(check_nonfinite, family, dtype)
 
 
-def check_far_rows(family: str, M: int, stride: int) -> None:
+def check_far_rows(family: str, dtype: torch.dtype, M: int, stride: int) -> None:
     choose(family, LAZY)
     fill_new_memory(False)
-    dtype = narrowest(family)
     stride = stride * 2 // dtype.itemsize
     tensors, dy, options = full(dtype, M, 64, 64)
     # zeros: memory that is not touched is not there either
@@ -152,7 +155,7 @@ def check_far_rows(family: str, M: int, stride: int) -> None:
     fill_new_memory(True)
 
 
-@FAMILIES
+@pytest.mark.parametrize(("family", "dtype"), FORMS, ids=str)
 @pytest.mark.parametrize(("M", "stride"), [(6, 2**29), (300, 2**23)], ids=["within_a_tile", "between_tiles"])
-def test_rows_beyond_32_bits(emulated: Emulated, family: str, M: int, stride: int) -> None:
-    emulated(check_far_rows, family, M, stride)
+def test_rows_beyond_32_bits(emulated: Emulated, family: str, dtype: torch.dtype, M: int, stride: int) -> None:
+    emulated(check_far_rows, family, dtype, M, stride)

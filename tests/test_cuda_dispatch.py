@@ -30,7 +30,7 @@ FP32, BF16 = torch.float32, torch.bfloat16
 def plans(index: int, D: int, H: int, dtype: torch.dtype, backward: bool) -> tuple[str, ...]:
     """Those of a library on an H100 whose wide kernels have no backward."""
     if dtype is FP32:
-        return ("simt/0",) if D % 4 == H % 4 == 0 else ()
+        return ("tiles/0",) if D % 4 == H % 4 == 0 else ()
     return ("hopper/0",) if D % 8 == H % 8 == 0 and (H <= 256 or (H == 320 and not backward)) else ()
 
 

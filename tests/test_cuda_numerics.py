@@ -14,7 +14,7 @@ from torch import Tensor
 
 import aim_fast
 from aim_fast import reference
-from cuda_cases import BOTH, CASES, DTYPES, ONLY, PLANS, full
+from cuda_cases import BOTH, CASES, DTYPES, FORMS, ONLY, PLANS, full
 from emulation import EAGER, LAZY, RANDOM
 from judge import assert_judged, evaluate, exact, judge, make_inputs
 from numeric_cases import BF16, FP16, FP32, Case, build, same
@@ -29,11 +29,6 @@ def choose(kernels: str, order: int = EAGER, seed: int = 0, sms: int = SMS) -> N
     """Which kernels run from here on, "family" or "family/plan", and how."""
     torch.ops.aim_fast.cuda_choose_kernels(kernels)
     torch.ops.aim_fast.cuda_emulate(order, seed, sms)
-
-
-def narrowest(family: str) -> torch.dtype:
-    """fp16, or what the family has in its place."""
-    return DTYPES[family.partition("/")[0]][-1]
 
 
 def judge_case(name: str) -> None:
@@ -108,21 +103,22 @@ def test_every_plan_is_tried(emulated: Emulated, dtype: torch.dtype) -> None:
     assert emulated(list_plans, dtype) == [there] * 2
 
 
-# Kernels and shapes whose work passes through rings, clusters, persistent loops and splits of every kind.
-ORDERS = {
-    **{f"hopper/{plan}": (595, 320, 192) for plan in range(PLANS["hopper"])},
-    "hopper": (331, 128, 320),
-    "ampere/0": (331, 192, 192),
-    "ampere/1": (197, 192, 256),
-    "ampere/4": (67, 264, 64),
-    "ampere": (197, 104, 200),
-    **{f"simt/{plan}": (331, 100, 68) for plan in range(PLANS["simt"])},
-    "simt": (197, 256, 64),
-}
+# Kernels and calls whose work passes through rings, clusters, persistent loops and splits of every kind.
+ORDERS = [
+    *((f"hopper/{plan}", BF16, 595, 320, 192) for plan in range(PLANS["hopper"])),
+    ("hopper", BF16, 331, 128, 320),
+    ("ampere/0", BF16, 331, 192, 192),
+    ("ampere/1", BF16, 197, 192, 256),
+    ("ampere/4", BF16, 67, 264, 64),
+    ("ampere", BF16, 197, 104, 200),
+    *((f"tiles/{plan}", FP32, 331, 100, 68) for plan in range(PLANS["tiles"])),
+    *((f"tiles/{plan}", BF16, 331, 200, 136) for plan in range(PLANS["tiles"])),
+    ("tiles", FP32, 197, 256, 64),
+]
 
 
-def compare_orders(kernels: str) -> None:
-    tensors, dy, options = full(DTYPES[kernels.partition("/")[0]][0], *ORDERS[kernels])
+def compare_orders(kernels: str, *call: Any) -> None:
+    tensors, dy, options = full(*call)
     choose(kernels, EAGER)
     first = evaluate(aim_fast.adapter, tensors, dy, **options)
     for order, seed in ((EAGER, 0), (LAZY, 0), *((RANDOM, seed) for seed in range(4))):
@@ -132,28 +128,28 @@ def compare_orders(kernels: str) -> None:
             assert torch.equal(again[name], value), f"{name}: other bits in order {order} with seed {seed}"
 
 
-@pytest.mark.parametrize("kernels", ORDERS)
-def test_same_bits_in_every_order(emulated: Emulated, kernels: str) -> None:
+@pytest.mark.parametrize("call", ORDERS, ids=lambda call: "-".join(map(str, call)))
+def test_same_bits_in_every_order(emulated: Emulated, call: tuple[Any, ...]) -> None:
     """From run to run, and whenever asynchronous work takes effect."""
-    emulated(compare_orders, kernels)
+    emulated(compare_orders, *call)
 
 
-def compare_sizes(family: str) -> None:
-    tensors, dy, options = full(narrowest(family), 331, 192, 64)
+def compare_sizes(family: str, dtype: torch.dtype) -> None:
+    tensors, dy, options = full(dtype, 331, 192, 64)
     results = {}
     for sms in (1, 5, 132):
-        # The tile, which simt's rule picks by the size of the GPU, has a say in how sums over D and H are formed.
-        choose("simt/1" if family == "simt" else family, RANDOM, sms, sms)
+        # The tile, which the rule of tiles picks by the size of the GPU, has a say in how sums over D and H are formed.
+        choose("tiles/1" if family == "tiles" else family, RANDOM, sms, sms)
         results[sms] = judge(tensors, dy, **options)
     for name in ("y", "dx", "dresidual"):
         assert torch.equal(results[1][name], results[5][name])
         assert torch.equal(results[1][name], results[132][name])
 
 
-@FAMILIES
-def test_gpus_of_other_sizes(emulated: Emulated, family: str) -> None:
+@pytest.mark.parametrize(("family", "dtype"), FORMS, ids=str)
+def test_gpus_of_other_sizes(emulated: Emulated, family: str, dtype: torch.dtype) -> None:
     """Within the budget however the work is shared out; what is no sum over rows is the same to the bit."""
-    emulated(compare_sizes, family)
+    emulated(compare_sizes, family, dtype)
 
 
 def judge_each_row(family: str) -> None:
@@ -208,7 +204,7 @@ def test_activation_pointwise(emulated: Emulated, family: str, activation: str, 
 
 def test_cases_are_for_all_families() -> None:
     assert ONLY.keys() == PLANS.keys()
-    assert len(CASES) == len(PLANS) * len(BOTH) + sum(map(len, ONLY.values()))
+    assert len(CASES) == len(FORMS) * len(BOTH) + sum(map(len, ONLY.values()))
 
 
 def new_memory() -> Tensor:

@@ -13,8 +13,8 @@ namespace aim_fast::cuda {
 namespace {
 
 constexpr int kByRule = -1;
-constexpr const char* kFamilies[] = {"simt", "ampere", "hopper"};  // in the order of Family
-constexpr Family kBestFirst[] = {Family::kHopper, Family::kAmpere, Family::kSimt};
+constexpr const char* kFamilies[] = {"tiles", "ampere", "hopper"};  // in the order of Family
+constexpr Family kBestFirst[] = {Family::kHopper, Family::kAmpere, Family::kTiles};
 
 struct Choice {
   int family = kByRule, plan = kByRule;
@@ -40,7 +40,7 @@ Choice parse(const std::string& choice) {
   }
   throw std::invalid_argument(
       "adapter: the CUDA kernels are chosen by '" + choice +
-      "'; expected '', 'simt', 'ampere' or 'hopper', or one of them with '/' and the number of a plan");
+      "'; expected '', 'tiles', 'ampere' or 'hopper', or one of them with '/' and the number of a plan");
 }
 
 // How many plans a family has for a call on a device whose best family is given.

@@ -65,6 +65,13 @@ class Preparation {
     if (!rows || (rows.dtype == dtype && kernels_.takes_rows(rows, columns))) return;
     copy(rows, count, columns, dtype);
   }
+  // The same rows in this dtype, where they are not, beside them; into `to` or the workspace. Null where they are.
+  char* beside(const Rows& rows, int64_t count, int64_t columns, Dtype dtype, char* to = nullptr) {
+    if (!rows || rows.dtype == dtype) return nullptr;
+    if (!to) to = arena_.take(count * columns * element_size(dtype));
+    conversions_.push_back({rows, {to, dtype}, count, columns, {}});
+    return to;
+  }
   // Rows that a kernel reads one by one.
   void rows(Rows& rows, int64_t count, int64_t columns) {
     if (rows && !begins_on_vectors(rows)) copy(rows, count, columns, rows.dtype);
@@ -100,10 +107,15 @@ int run_forward(ForwardParams p, const Device& device, Arena& arena, bool launch
   const Kernels& kernels = *kernels_of(device.family);
   Preparation preparation(arena, kernels);
   prepare(p, preparation);
-  preparation.streamed(p.x, p.M, p.D, streamed_dtype(p.x, p));
-  preparation.rows(p.residual, p.M, p.D);
   Intermediates between;
-  if (kernels.hidden_in_memory) between.h = arena.take(p.M * p.H * element_size(p.dtype));
+  if (kernels.by_products) {
+    between.x = preparation.beside(p.x, p.M, p.D, p.dtype, p.x_kept.data);
+    between.h = arena.take(p.M * p.H * element_size(p.dtype));
+    preparation.rows(p.x, p.M, p.D);
+  } else {
+    preparation.streamed(p.x, p.M, p.D, streamed_dtype(p.x, p));
+  }
+  preparation.rows(p.residual, p.M, p.D);
   if (!launch) return 0;
   if (const int error = preparation.run(device.stream)) return error;
   return kernels.forward(p, between, device);
@@ -126,7 +138,12 @@ int run_backward(const BackwardParams& call, const Device& device, Arena& arena,
     preparation.weight(p.w2, p.D, p.H, p.dtype, p.scale);
     p.scale = {};
   }
-  preparation.streamed(p.dy, p.M, p.D, by_rows ? streamed_dtype(p.dy, p) : p.dtype);
+  if (kernels.by_products) {
+    between.dy = preparation.beside(p.dy, p.M, p.D, p.dtype);
+    preparation.rows(p.dy, p.M, p.D);
+  } else {
+    preparation.streamed(p.dy, p.M, p.D, by_rows ? streamed_dtype(p.dy, p) : p.dtype);
+  }
   if (wanted.dw1) preparation.streamed(p.x, p.M, p.D, p.dtype);
   preparation.array(p.z, p.M, p.H);
   const bool recompute = by_rows && !p.z;
@@ -138,10 +155,10 @@ int run_backward(const BackwardParams& call, const Device& device, Arena& arena,
     again.x = call.x;
     again.z = p.z = {arena.take(hidden_bytes), p.dtype};
   }
-  if (needs_dz || (p.dx && kernels.hidden_in_memory)) between.dz = arena.take(hidden_bytes);
+  if (needs_dz || (p.dx && kernels.by_products)) between.dz = arena.take(hidden_bytes);
   if (wanted.dw2) between.h = arena.take(hidden_bytes);
-  const bool narrow = p.dy.dtype != p.dtype && (wanted.dw2 || wanted.db2);
-  if (narrow) between.dy = arena.take(p.M * p.D * element_size(p.dtype));
+  const bool by_k1 = !between.dy && p.dy.dtype != p.dtype && (wanted.dw2 || wanted.db2);
+  if (by_k1) between.dy = arena.take(p.M * p.D * element_size(p.dtype));
   const bool by_columns = wanted.dw1 || wanted.dw2 || wanted.db1 || wanted.db2;
   if (by_columns) {
     between.splits = kernels.splits(call, wanted, device);
@@ -157,7 +174,7 @@ int run_backward(const BackwardParams& call, const Device& device, Arena& arena,
   int error = preparation.run(device.stream);
   if (!error && recompute) error = run_forward(again, by_rule, arena, true);
   if (!error && by_rows) error = kernels.backward_rows(p, between, device);
-  if (narrow) p.dy = contiguous_rows(between.dy, p.dtype, p.M, p.D);
+  if (between.dy) p.dy = contiguous_rows(between.dy, p.dtype, p.M, p.D);
   if (!error && by_columns) error = kernels.backward_columns(p, wanted, between, device);
   if (!error && between.splits) error = sum_partials(call, between, device);
   return error;
@@ -166,7 +183,7 @@ int run_backward(const BackwardParams& call, const Device& device, Arena& arena,
 }  // namespace
 
 const Kernels* kernels_of(Family family) {
-  if (family == Family::kSimt) return &simt_kernels;
+  if (family == Family::kTiles) return &tiles_kernels;
   if (family == Family::kAmpere) return &ampere_kernels;
   if constexpr (kHasHopper) return &hopper_kernels;
   return nullptr;

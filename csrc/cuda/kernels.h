@@ -12,9 +12,9 @@
 
 namespace aim_fast::cuda {
 
-// Whose kernels run: for fp32 plain multiply-adds; for 16 bits mma.sync from sm_80 on, and wgmma and TMA on sm_90a
-// alone.
-enum class Family : int32_t { kSimt, kAmpere, kHopper };
+// Whose kernels run: products in tiles, each by a launch, in fp32 and in 16 bits; or of 16 bits both products by rows
+// in one, with mma.sync from sm_80 on, and with wgmma and TMA on sm_90a alone.
+enum class Family : int32_t { kTiles, kAmpere, kHopper };
 
 struct Device {
   Family family;
@@ -27,7 +27,8 @@ struct Device {
 struct Intermediates {
   char* dz = nullptr;     // [M, H] in the compute dtype: dh * act'(z), every scale included; null: nobody needs it
   char* h = nullptr;      // [M, H] in the compute dtype: row_scale * act(z); of the forward act(z)
-  char* dy = nullptr;     // [M, D] dy in the compute dtype, where dy itself is fp32
+  char* x = nullptr;      // [M, D] x in the compute dtype, where x itself is not and each product reads it
+  char* dy = nullptr;     // [M, D] dy in the compute dtype, where dy itself is not and it is read so
   int splits = 0;         // ranges of rows that K2 sums one by one; 0: there is nothing to sum up
   float* dw = nullptr;    // [splits, 2, H, D]: dz^T x, and h^T dy
   float* sums = nullptr;  // [splits, H + D]: column sums of dz, and of row_scale * dy
@@ -52,8 +53,9 @@ struct Kernels {
   bool (*takes_rows)(const Rows& rows, int64_t columns);
   // How many plans there are for D, H and dtype of p, on which alone they depend; 0: the call cannot be taken.
   int (*plans)(const Problem& p, const Device& device, bool backward);
-  // Whether h of the forward, and dz where dx is wanted, go through memory.
-  bool hidden_in_memory;
+  // Whether each product is a launch: x and dy are then read in the compute dtype, and h of the forward, and dz where
+  // dx is wanted, go through memory.
+  bool by_products;
   int (*forward)(const ForwardParams& p, const Intermediates& between, const Device& device);
   int (*backward_rows)(const BackwardParams& p, const Intermediates& between, const Device& device);
   // How many ranges of rows K2 has; 0: K2 of this call, given as it came, writes the gradients themselves.
@@ -62,7 +64,7 @@ struct Kernels {
                           const Device& device);
 };
 
-extern const Kernels simt_kernels;
+extern const Kernels tiles_kernels;
 extern const Kernels ampere_kernels;
 extern const Kernels hopper_kernels;  // not there where nothing was compiled for sm_90a
 

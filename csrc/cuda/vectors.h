@@ -6,6 +6,11 @@
 
 namespace aim_fast::cuda {
 
+template <class T>
+constexpr Dtype kDtype = std::is_same_v<T, float>           ? Dtype::kFloat32
+                         : std::is_same_v<T, ptx::BFloat16> ? Dtype::kBFloat16
+                                                            : Dtype::kFloat16;
+
 AIM_DEVICE float load_float(const char* p, Dtype dtype, int64_t i) {
   if (dtype == Dtype::kFloat32) return reinterpret_cast<const float*>(p)[i];
   if (dtype == Dtype::kBFloat16) return __bfloat162float(reinterpret_cast<const ptx::BFloat16*>(p)[i]);

@@ -2,6 +2,7 @@
 #pragma once
 
 #include "cuda/rows.h"
+#include "cuda/vectors.h"
 
 namespace aim_fast::cuda::hopper {
 
@@ -43,9 +44,8 @@ struct RowsCall {
 // Whether the results are of T and leave by TMA, b2 and a residual are of T too, and the scale is no vector.
 template <class T>
 constexpr bool is_plain(const RowsCall& call) {
-  constexpr Dtype kType = std::is_same_v<T, ptx::BFloat16> ? Dtype::kBFloat16 : Dtype::kFloat16;
-  return call.out_by_map && !call.wide_scale && (!call.residual || call.residual.dtype == kType) &&
-         (!call.b2 || call.b2.dtype == kType);
+  return call.out_by_map && !call.wide_scale && (!call.residual || call.residual.dtype == kDtype<T>) &&
+         (!call.b2 || call.b2.dtype == kDtype<T>);
 }
 
 // Instantiated under instances/ for both types and every H. ctas: a multiple of the cluster; returns a cudaError_t.

@@ -10,21 +10,21 @@
 #include <algorithm>
 
 #include "cuda/launch.h"
-#include "cuda/simt/columns.h"
-#include "cuda/simt/product.h"
-#include "cuda/simt/rows.h"
+#include "cuda/tiles/columns.h"
+#include "cuda/tiles/product.h"
+#include "cuda/tiles/rows.h"
 #include "cuda/vectors.h"
 
-namespace aim_fast::cuda::simt {
+namespace aim_fast::cuda::tiles {
 namespace {
 
-using Tile = LargeTile;
-using TileProduct = Product<Tile, Lines::kAcrossDepth, Lines::kAcrossDepth>;
-constexpr int kEdge = Tile::kTileM;
-constexpr int kAcross = kEdge / kVector, kDown = kThreads / kAcross;  // threads of a CTA that sums columns
-constexpr int64_t kLeastRows = 64;                                    // of a range
+template <class T>
+using ColumnsProduct = Product<T, typename Tilings<T>::Large, Lines::kAcrossDepth, Lines::kAcrossDepth>;
+constexpr int kEdge = 64;                                           // of a tile of any T
+constexpr int kAcross = kEdge / kFour, kDown = kThreads / kAcross;  // threads of a CTA that sums columns
+constexpr int64_t kLeastRows = 64;                                  // of a range
 constexpr int64_t kFewRows = 256;  // in one range: more of them fill a GPU better, but take a launch to be summed
-// Of a range, unless the partial results would take more than kMostBytes: with more rows the error of fp32 shows.
+// Of a range in fp32, unless the partial results would take more than kMostBytes: with more rows its error shows.
 constexpr int64_t kMostRows = 1024, kMostBytes = 32 << 20;
 constexpr int kRowsAtOnce = 8;  // added up before they go to the sum, so that it is rounded less often
 constexpr int kRounds = 2;      // of CTAs, where there are rows enough
@@ -35,9 +35,9 @@ struct Result {
   int64_t range_bytes;
   float factor;
 
-  AIM_DEVICE void store(int64_t range, int64_t i, float (&v)[kVector]) const {
+  AIM_DEVICE void store(int64_t range, int64_t i, float (&v)[kFour]) const {
 #pragma unroll
-    for (int k = 0; k < kVector; ++k) v[k] *= factor;
+    for (int k = 0; k < kFour; ++k) v[k] *= factor;
     store_four(to.data + range * range_bytes, to.dtype, i, v);
   }
 };
@@ -58,56 +58,57 @@ struct Columns {
 
 constexpr int64_t count_tiles(int64_t size) { return (size + kEdge - 1) / kEdge; }
 
+template <class T>
 AIM_DEVICE void sum_columns(float* shared, const Part& part, int64_t first, Depth rows, int64_t range) {
-  const int across = threadIdx.x % kAcross * kVector, down = threadIdx.x / kAcross;
-  float sum[kVector] = {};
+  const int across = threadIdx.x % kAcross * kFour, down = threadIdx.x / kAcross;
+  float sum[kFour] = {};
   if (first + across < part.summed.length) {
     for (int64_t m = rows.begin + down; m < rows.end; m += kRowsAtOnce * kDown) {
-      float some[kVector] = {};
+      float some[kFour] = {};
 #pragma unroll
       for (int i = 0; i < kRowsAtOnce; ++i) {
         if (m + i * kDown >= rows.end) break;
         const uint32_t row = static_cast<uint32_t>(m + i * kDown);
         const float factor = part.row_scale ? load_float(part.row_scale.row(row), part.row_scale.dtype, 0) : 1.f;
-        float four[kVector];
-        load_four(part.summed.lines.row(row), Dtype::kFloat32, first + across, four);
+        float four[kFour];
+        load_four(part.summed.lines.row(row), kDtype<T>, first + across, four);
 #pragma unroll
-        for (int j = 0; j < kVector; ++j) some[j] = fmaf(factor, four[j], some[j]);
+        for (int j = 0; j < kFour; ++j) some[j] = fmaf(factor, four[j], some[j]);
       }
 #pragma unroll
-      for (int j = 0; j < kVector; ++j) sum[j] += some[j];
+      for (int j = 0; j < kFour; ++j) sum[j] += some[j];
     }
   }
 #pragma unroll
-  for (int i = 0; i < kVector; ++i) shared[down * kEdge + across + i] = sum[i];
+  for (int i = 0; i < kFour; ++i) shared[down * kEdge + across + i] = sum[i];
   __syncthreads();
-  const int column = threadIdx.x * kVector;
+  const int column = threadIdx.x * kFour;
   if (column >= kEdge || first + column >= part.summed.length) return;
-  float total[kVector] = {};
+  float total[kFour] = {};
 #pragma unroll
   for (int i = 0; i < kDown; ++i) {
 #pragma unroll
-    for (int j = 0; j < kVector; ++j) total[j] += shared[i * kEdge + column + j];
+    for (int j = 0; j < kFour; ++j) total[j] += shared[i * kEdge + column + j];
   }
   part.sums.store(range, first + column, total);
 }
 
+template <class T>
 __global__ void __launch_bounds__(kThreads, kCtas) columns_kernel(const AIM_GRID_CONSTANT Columns call) {
   AIM_DYNAMIC_SHARED(memory);
-  float* shared = reinterpret_cast<float*>(memory);
   const int which = static_cast<int>(blockIdx.x) >= call.parts[0].ctas;
   const Part& part = call.parts[which];
   const int cta = static_cast<int>(blockIdx.x) - (which ? call.parts[0].ctas : 0);
   const int64_t range = blockIdx.y, begin = range * call.range, end = begin + call.range;
   const Depth rows{begin < call.M ? begin : call.M, end < call.M ? end : call.M};
   if (cta >= part.tiles) {
-    sum_columns(shared, part, int64_t{cta - part.tiles} * kEdge, rows, range);
+    sum_columns<T>(reinterpret_cast<float*>(memory), part, int64_t{cta - part.tiles} * kEdge, rows, range);
     return;
   }
-  TileProduct::run(shared, part.a, part.b, int64_t{cta / part.tiles_b} * kEdge, int64_t{cta % part.tiles_b} * kEdge,
-                   part.a.length, part.b.length, rows, [&](int64_t m, int64_t n, float (&c)[kVector]) {
-                     part.product.store(range, m * part.b.length + n, c);
-                   });
+  ColumnsProduct<T>::run(
+      memory, part.a, part.b, int64_t{cta / part.tiles_b} * kEdge, int64_t{cta % part.tiles_b} * kEdge, part.a.length,
+      part.b.length, rows,
+      [&](int64_t m, int64_t n, float (&c)[kFour]) { part.product.store(range, m * part.b.length + n, c); });
 }
 
 Part make_part(const Operand& a, const Operand& b, const Operand& summed, const DeviceRows& row_scale, bool multiplies,
@@ -127,14 +128,14 @@ int splits(const BackwardParams& call, const Wanted& wanted, const Device& devic
   const int64_t ctas = std::max<int64_t>(1, products * count_tiles(call.H) * count_tiles(call.D));
   const int64_t filling = std::max<int64_t>(1, std::min(kRounds * device.sms / ctas, call.M / kLeastRows));
   const int64_t exact = std::min((call.M + kMostRows - 1) / kMostRows, kMostBytes / (8 * call.H * call.D));
-  return static_cast<int>(std::max(filling, exact));
+  return static_cast<int>(call.dtype == Dtype::kFloat32 ? std::max(filling, exact) : filling);
 }
 
 int backward_columns(const BackwardParams& p, const Wanted& wanted, const Intermediates& between,
                      const Device& device) {
   const bool whole = between.splits == 0;
   const int64_t ranges = whole ? 1 : between.splits;
-  const Operand dz = matrix(between.dz, p.M, p.H), h = matrix(between.h, p.M, p.H);
+  const Operand dz = matrix(between.dz, p.dtype, p.M, p.H), h = matrix(between.h, p.dtype, p.M, p.H);
   const Operand x{device_rows(p.x), p.M, p.D}, dy{device_rows(p.dy), p.M, p.D};
   Columns call{{make_part(dz, x, dz, {}, wanted.dw1, wanted.db1),
                 make_part(whole ? dy : h, whole ? h : dy, dy, device_rows(p.row_scale), wanted.dw2, wanted.db2)},
@@ -153,9 +154,11 @@ int backward_columns(const BackwardParams& p, const Wanted& wanted, const Interm
     second.product = {floats(between.dw + p.H * p.D), dw_bytes, 1.f};
     second.sums = {floats(between.sums + p.H), sums_bytes, 1.f};
   }
-  const Grid grid{dim3(static_cast<unsigned>(first.ctas + second.ctas), static_cast<unsigned>(ranges)), dim3(kThreads),
-                  1, TileProduct::kShared};
-  return launch(columns_kernel, grid, device.stream, call);
+  return with_type(p.dtype, [&]<class T>() {
+    const Grid grid{dim3(static_cast<unsigned>(first.ctas + second.ctas), static_cast<unsigned>(ranges)),
+                    dim3(kThreads), 1, ColumnsProduct<T>::kShared};
+    return launch(columns_kernel<T>, grid, device.stream, call);
+  });
 }
 
-}  // namespace aim_fast::cuda::simt
+}  // namespace aim_fast::cuda::tiles
