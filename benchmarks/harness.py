@@ -29,6 +29,7 @@ PASSES = ("forward", "backward", "train")
 MIN_ROUNDS, MAX_ROUNDS, MAX_BURST = 5, 200, 100
 FLUSHES = 2  # how often a cache is passed over before the same inputs come again
 BURST_SECONDS = 2e-3
+PATIENCE = 5.0  # seconds beyond those asked for, after which fewer rounds than MIN_ROUNDS have to do
 
 
 @dataclass(frozen=True)
@@ -235,20 +236,21 @@ def interleave(steps: Mapping[str, Sequence[Step]], seconds: float, device: str 
     """Seconds per call of each rival, one figure a round: A B C, C B A, A B C, ...
 
     A short call is repeated until its turn lasts about 2 ms, and the turn gives the median. Rounds go on until
-    `seconds` are spent, at least MIN_ROUNDS and at most MAX_ROUNDS. The steps of a rival, one for each set of inputs,
+    `seconds` are spent, at least MIN_ROUNDS and at most MAX_ROUNDS; where calls take seconds, so that these would last
+    PATIENCE longer, at least one. The steps of a rival, one for each set of inputs,
     take turns; the next rival goes on with the set that comes next, so that none finds what another has just read.
     """
     clock = DEVICES[device].seconds
-    for sets in steps.values():
-        clock(sets[:1])
-    fastest = min(clock(sets[:1])[0] for sets in steps.values())
+    first = {name: clock(sets[:1])[0] for name, sets in steps.items()}  # compiles, and may take seconds
+    fastest = min(clock(steps[name][:1])[0] for name in steps if first[name] <= min(first.values()) + PATIENCE)
     burst = max(1, min(MAX_BURST, round(BURST_SECONDS / fastest)))
     times: dict[str, list[float]] = {name: [] for name in steps}
     names = list(steps)
     turns = itertools.cycle(range(len(steps[names[0]])))
     deadline = time.perf_counter() + seconds
     for done in range(MAX_ROUNDS):
-        if done >= MIN_ROUNDS and time.perf_counter() > deadline:
+        late = time.perf_counter() - deadline
+        if (done >= MIN_ROUNDS and late > 0) or (done and late > PATIENCE):
             break
         for name in names:
             times[name].append(statistics.median(clock([steps[name][next(turns)] for _ in range(burst)])))

@@ -50,6 +50,15 @@ def test_rivals_take_turns() -> None:
     assert order[4:].count("a") == order[4:].count("b")
 
 
+def test_slow_calls_make_fewer_rounds(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A rival that takes seconds a call would otherwise leave no time for the other workloads."""
+    calls: list[str] = []
+    steps = {name: [Step(lambda: None, lambda _, name=name: calls.append(name))] for name in "ab"}
+    monkeypatch.setattr(harness, "PATIENCE", 0.0)
+    assert all(len(times) == 1 for times in harness.interleave(steps, 0.0).values())
+    assert set(calls) == {"a", "b"}
+
+
 @pytest.mark.parametrize(
     ("kind", "bytes_a_row", "mflop_a_row"), [("forward", 3072, 0.59), ("backward", 4992, 1.18), ("train", 8448, 1.77)]
 )
