@@ -13,8 +13,11 @@ _TILE, _TILES = "csrc/cuda/ampere/rows_tile.h", "csrc/cuda/ampere/tiles.h"
 _AMPERE_RING = "csrc/cuda/ampere/rows_ring.h"
 _FORWARD, _BACKWARD = "csrc/cuda/ampere/rows_forward.h", "csrc/cuda/ampere/rows_backward.h"
 _AMPERE_COLUMNS = "csrc/cuda/ampere/columns.h"
-_PRODUCT, _EPILOGUES = "csrc/cuda/simt/product.h", "csrc/cuda/simt/epilogues.h"
-_SIMT_ROWS, _SIMT_COLUMNS = "csrc/cuda/simt/rows.cu", "csrc/cuda/simt/columns.cu"
+_PRODUCT, _EPILOGUES = "csrc/cuda/tiles/product.h", "csrc/cuda/tiles/epilogues.h"
+_OPERANDS, _MULTIPLY_ADD = "csrc/cuda/tiles/operands.h", "csrc/cuda/tiles/multiply_add.h"
+_TENSOR_CORES = "csrc/cuda/tiles/tensor_cores.h"
+_TILES_ROWS, _TILES_COLUMNS = "csrc/cuda/tiles/rows.cu", "csrc/cuda/tiles/columns.cu"
+_KERNELS_CPP = "csrc/cuda/kernels.cpp"
 _ACTIVATION, _CONVERT = "csrc/cuda/activation.h", "csrc/cuda/convert.cu"
 
 # name, file, what stands there once, what is put there, the tests that must see it
@@ -105,27 +108,40 @@ _KERNELS = (
     ("ampere_factor_of_another_row", _BACKWARD, "* factor[i % 4 / 2];", "* factor[i % 2];"),
     ("ampere_range_one_short", _AMPERE_COLUMNS, "to = from + call.range;", "to = from + call.range - 1;"),
     ("ampere_sums_without_row_scale", _AMPERE_COLUMNS, "sum.x = fmaf(ptx::low<T>(both), scale, sum.x);", "sum.x = fmaf(ptx::low<T>(both), 1.f, sum.x);"),
-    # fp32.
-    ("simt_copies_not_waited_for", _PRODUCT, "ptx::cp_async_wait<kStages - 2>();", "ptx::cp_async_wait<kStages - 1>();"),
-    ("simt_slot_filled_too_early", _PRODUCT, "      __syncthreads();\n      fill(step + kStages - 1);", "      fill(step + kStages - 1);\n      __syncthreads();"),
-    ("simt_last_copies_in_the_sums", _PRODUCT, "    ptx::cp_async_wait<0>();\n    __syncthreads();", "    ptx::cp_async_wait<0>();"),
-    ("simt_one_group_left_out", _PRODUCT, "g < T::kGroups; ++g", "g < T::kGroups - 1; ++g"),
-    ("simt_groups_read_the_same_depth", _PRODUCT, "thread_n, T::kThreadsN, k + group * kVector);", "thread_n, T::kThreadsN, k);"),
-    ("simt_beyond_the_depth", _PRODUCT, "from_line < operand.count && from_place < end", "from_line < operand.count"),
-    ("simt_range_reads_the_next", _PRODUCT, "from_line < end && from_place < operand.length", "from_line < operand.count && from_place < operand.length"),
-    ("simt_last_rows_written", _PRODUCT, "if (first_m + row >= M || first_n + column >= N) continue;", "if (first_n + column >= N) continue;"),
-    ("simt_scale_of_another_column", _EPILOGUES, "v[i] = of_row * factor[i] * (v[i] + bias[i]);", "v[i] = of_row * factor[0] * (v[i] + bias[i]);"),
-    ("simt_residual_missing", _EPILOGUES, "    add(v, residual, m, n);\n", ""),
-    ("simt_h_without_row_scale", _EPILOGUES, "= {of_row * v[0], of_row * v[1],", "= {v[0], v[1],"),
-    ("simt_recompute_goes_on", _SIMT_ROWS, "(hidden, output, bool(p.y), device)", "(hidden, output, true, device)"),
-    ("simt_sums_without_row_scale", _SIMT_COLUMNS, "some[j] = fmaf(factor, four[j], some[j]);", "some[j] += four[j];"),
-    ("simt_sums_of_the_next_range", _SIMT_COLUMNS, "        if (m + i * kDown >= rows.end) break;\n", ""),
-    ("simt_sums_not_synchronised", _SIMT_COLUMNS, "  __syncthreads();\n  const int column", "  const int column"),
-    ("simt_dw2_without_alpha", _SIMT_COLUMNS, "second.product = {p.dw2, 0, p.alpha};", "second.product = {p.dw2, 0, 1.f};"),
-    ("simt_dw2_not_turned", _SIMT_COLUMNS, "make_part(whole ? dy : h, whole ? h : dy, dy,", "make_part(h, dy, dy,"),
-    ("simt_scale_forgotten", _SIMT_COLUMNS, "call.M <= kFewRows && !call.scale", "call.M <= kFewRows"),
-    ("simt_ranges_overlap", _SIMT_COLUMNS, "end = begin + call.range;", "end = begin + call.range + 1;"),
-    ("simt_gelu_of_fp32", _ACTIVATION, "0.5f * erfcf(z * -0.7071067811865475f)", "0.5f * erfcf(z * -0.70710f)"),
+    # Products in tiles.
+    ("tiles_copies_not_waited_for", _PRODUCT, "ptx::cp_async_wait<kStages - 2>();", "ptx::cp_async_wait<kStages - 1>();"),
+    ("tiles_slot_filled_too_early", _PRODUCT, "      __syncthreads();\n      fill(step + kStages - 1, true, true);",
+     "      fill(step + kStages - 1, true, true);\n      __syncthreads();"),
+    ("tiles_last_copies_in_the_sums", _PRODUCT, "    ptx::cp_async_wait<0>();\n    __syncthreads();", "    ptx::cp_async_wait<0>();"),
+    ("tiles_one_group_left_out", _PRODUCT, "g < Tiling::kGroups; ++g", "g < Tiling::kGroups - 1; ++g"),
+    ("tiles_b_filled_once", _PRODUCT, "fill(step, false, true);", "fill(0, false, true);"),
+    ("tiles_elements_of_another_turn", _PRODUCT, "elements[i] = epilogue.elements(m + i * kRowsAtOnce, n);", "elements[i] = epilogue.elements(m, n);"),
+    ("tiles_last_rows_written", _PRODUCT, "if (row + i * kRowsAtOnce >= rows) break;", "if (rows == 0) break;"),
+    ("tiles_groups_read_the_same_depth", _MULTIPLY_ADD, "Tiling::kThreadsN, k + group() * kFour);", "Tiling::kThreadsN, k);"),
+    ("tiles_warps_read_the_same_depth", _TENSOR_CORES, "const int depth = k + group() * 16;", "const int depth = k;"),
+    ("tiles_fragment_of_a_along", _TENSOR_CORES, "A::kPitch + depth + lane() / 16 * 8", "A::kPitch + depth + lane() / 8 % 2 * 8"),
+    ("tiles_fragment_of_a_across", _TENSOR_CORES, "A::kPitch + m + lane() / 8 % 2 * 8", "A::kPitch + m + lane() / 16 * 8"),
+    ("tiles_fragment_of_b_along", _TENSOR_CORES, "B::kPitch + depth + lane() / 8 % 2 * 8", "B::kPitch + depth + lane() / 16 * 8"),
+    ("tiles_fragment_of_b_across", _TENSOR_CORES, "B::kPitch + n + lane() / 16 * 8", "B::kPitch + n + lane() / 8 % 2 * 8"),
+    ("tiles_sums_of_another_row", _TENSOR_CORES, "to + (16 * i + 8) * pitch + 8 * j, sum[2], sum[3]", "to + (16 * i + 8) * pitch + 8 * j, sum[3], sum[2]"),
+    ("tiles_beyond_the_depth", _OPERANDS, "inside = from_[i] && depth + place_ < end;", "inside = from_[i];"),
+    ("tiles_range_reads_the_next", _OPERANDS, "inside = from_[0] && line < end;", "inside = from_[0] && line <= end;"),
+    ("tiles_one_stride_for_all_rows", _OPERANDS, "return rows.dims <= 1 ?", "return rows.dims <= 2 ?"),
+    ("tiles_scale_of_another_column", _EPILOGUES, "v[i] *= of_row * factor[i];", "v[i] *= of_row * factor[0];"),
+    ("tiles_residual_missing", _EPILOGUES, "    add(v, elements.residual, residual.dtype);\n", ""),
+    ("tiles_h_without_row_scale", _EPILOGUES, "v[i] *= elements.of_row;", "v[i] *= 1.f;"),
+    ("tiles_recompute_goes_on", _TILES_ROWS, "(hidden, output, bool(p.y), device)", "(hidden, output, true, device)"),
+    ("tiles_x_as_it_came", _TILES_ROWS, "multiplied(p.x, between.x, p)", "multiplied(p.x, nullptr, p)"),
+    ("tiles_dy_as_it_came", _KERNELS_CPP, "if (between.dy) p.dy = contiguous_rows", "if (by_k1) p.dy = contiguous_rows"),
+    ("tiles_x_not_kept", _KERNELS_CPP, "preparation.beside(p.x, p.M, p.D, p.dtype, p.x_kept.data);", "preparation.beside(p.x, p.M, p.D, p.dtype);"),
+    ("tiles_sums_without_row_scale", _TILES_COLUMNS, "some[j] = fmaf(factor, four[j], some[j]);", "some[j] += four[j];"),
+    ("tiles_sums_of_the_next_range", _TILES_COLUMNS, "        if (m + i * kDown >= rows.end) break;\n", ""),
+    ("tiles_sums_not_synchronised", _TILES_COLUMNS, "  __syncthreads();\n  const int column", "  const int column"),
+    ("tiles_dw2_without_alpha", _TILES_COLUMNS, "second.product = {p.dw2, 0, p.alpha};", "second.product = {p.dw2, 0, 1.f};"),
+    ("tiles_dw2_not_turned", _TILES_COLUMNS, "make_part(whole ? dy : h, whole ? h : dy, dy,", "make_part(h, dy, dy,"),
+    ("tiles_scale_forgotten", _TILES_COLUMNS, "call.M <= kFewRows && !call.scale", "call.M <= kFewRows"),
+    ("tiles_ranges_overlap", _TILES_COLUMNS, "end = begin + call.range;", "end = begin + call.range + 1;"),
+    ("gelu_of_fp32", _ACTIVATION, "0.5f * erfcf(z * -0.7071067811865475f)", "0.5f * erfcf(z * -0.70710f)"),
     # All of them.
     ("activation_coefficient", _ACTIVATION, "-0.254989764f", "-0.25f"),
     ("activation_slope", _ACTIVATION, "dh *= fmaf(z, normal_density<T>(z), law);", "dh *= law;"),

@@ -46,7 +46,7 @@ Choice parse(const std::string& choice) {
 // How many plans a family has for a call on a device whose best family is given.
 int count_plans(const Problem& p, bool backward, Family family, const Device& device) {
   if (static_cast<int>(family) > static_cast<int>(device.family)) return 0;
-  const Device there = {family, device.sms, device.stream};
+  const Device there = {family, device.sms, device.stream, device.early};
   const Kernels* kernels = kernels_of(family);
   return kernels ? kernels->plans(p, there, backward) : 0;
 }
@@ -94,7 +94,9 @@ bool find_device(int index, void* stream, Device& device) {
   cudaDeviceGetAttribute(&sms, cudaDevAttrMultiProcessorCount, index);
   // Code for a lower architecture runs too: beside that of each in the list there is PTX of the lowest.
   if (10 * major + minor < std::atoi(kArchs.data())) return false;
-  device = {kHasHopper && major == 9 && minor == 0 ? Family::kHopper : Family::kAmpere, sms, stream};
+  // Where code for it runs: what PTX of a lower architecture gives knows nothing of early launches.
+  const bool hopper = kHasHopper && major == 9 && minor == 0;
+  device = {hopper ? Family::kHopper : Family::kAmpere, sms, stream, hopper};
   return true;
 }
 
@@ -103,7 +105,7 @@ void emulate(int, int64_t, int) {}
 #else
 
 bool find_device(int, void* stream, Device& device) {
-  device = {Family::kHopper, emulated_sms, stream};
+  device = {Family::kHopper, emulated_sms, stream, true};
   return true;
 }
 

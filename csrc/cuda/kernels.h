@@ -20,6 +20,7 @@ struct Device {
   Family family;
   int sms;        // multiprocessors
   void* stream;   // a cudaStream_t of the current device
+  bool early;     // whether launches may begin before the one ahead of them has ended
   int plan = -1;  // one of the family's plans for the row kernels; -1: the one that its rule picks
 };
 

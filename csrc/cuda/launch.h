@@ -15,6 +15,9 @@ struct Grid {
   dim3 blocks, threads;
   int cluster = 1;    // blocks in x that form a cluster
   size_t shared = 0;  // bytes of dynamic shared memory
+  // Begins as soon as the launch before it allows, which has to be one of this library's in the same call; the kernel
+  // calls wait_for_launch_before ahead of the first access to what that one, or any before it, writes or reads.
+  bool early = false;
 };
 
 // Returns a cudaError_t.
@@ -32,11 +35,18 @@ int launch(void (*kernel)(Parameters...), const Grid& grid, void* stream, Argume
   config.blockDim = grid.threads;
   config.dynamicSmemBytes = grid.shared;
   config.stream = static_cast<cudaStream_t>(stream);
-  cudaLaunchAttribute cluster;
-  cluster.id = cudaLaunchAttributeClusterDimension;
-  cluster.val.clusterDim = {static_cast<unsigned>(grid.cluster), 1, 1};
-  config.attrs = &cluster;
-  config.numAttrs = grid.cluster > 1;
+  cudaLaunchAttribute attributes[2];
+  config.attrs = attributes;
+  if (grid.cluster > 1) {
+    cudaLaunchAttribute& cluster = attributes[config.numAttrs++];
+    cluster.id = cudaLaunchAttributeClusterDimension;
+    cluster.val.clusterDim = {static_cast<unsigned>(grid.cluster), 1, 1};
+  }
+  if (grid.early) {
+    cudaLaunchAttribute& early = attributes[config.numAttrs++];
+    early.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+    early.val.programmaticStreamSerializationAllowed = 1;
+  }
   return cudaLaunchKernelEx(&config, kernel, static_cast<Parameters>(arguments)...);
 #else
   (void)stream;

@@ -14,11 +14,13 @@
 #ifdef __CUDACC__
 #include <cuda.h>
 #define AIM_DEVICE __device__ __forceinline__
+#define AIM_NOINLINE static __device__ __noinline__
 #define AIM_GRID_CONSTANT __grid_constant__
 #define AIM_DYNAMIC_SHARED(name) extern __shared__ __align__(1024) uint8_t name[]
 #else
 #include "emulator.h"
 #define AIM_DEVICE inline
+#define AIM_NOINLINE inline
 #define AIM_GRID_CONSTANT
 #define AIM_DYNAMIC_SHARED(name) uint8_t* name = emu::dynamic_shared()
 #endif

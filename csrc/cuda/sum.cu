@@ -128,6 +128,7 @@ AIM_DEVICE void write_biases(const Sum& sum, int64_t i) {
 
 __global__ void __launch_bounds__(kThreads)
     sum_kernel(const AIM_GRID_CONSTANT Sum sum, int64_t tiles_of_dw1, int64_t tiles_of_dw2) {
+  ptx::wait_for_launch_before();
   int64_t tile = blockIdx.x;
   if (tile >= tiles_of_dw1 + tiles_of_dw2) {
     write_biases(sum, (tile - tiles_of_dw1 - tiles_of_dw2) * kThreads + threadIdx.x);
@@ -175,7 +176,7 @@ int sum_partials(const BackwardParams& p, const Intermediates& between, const De
   const int64_t blocks = tiles_of_dw1 + tiles_of_dw2 + biases;
   int error = 0;
   if (blocks) {
-    const Grid grid{dim3(static_cast<unsigned>(blocks)), dim3(kThreads)};
+    const Grid grid{dim3(static_cast<unsigned>(blocks)), dim3(kThreads), 1, 0, device.early};
     error = launch(sum_kernel, grid, device.stream, sum, tiles_of_dw1, tiles_of_dw2);
   }
   if (error || !p.dscale) return error;

@@ -25,15 +25,25 @@ AIM_DEVICE float2 load_floats(const char* p, Dtype dtype, int64_t i) {
   return {ptx::low<ptx::Half>(pair), ptx::high<ptx::Half>(pair)};
 }
 
-// Elements i to i + 3; i is a multiple of 4.
-AIM_DEVICE void load_four(const char* p, Dtype dtype, int64_t i, float (&v)[4]) {
+// Elements i to i + 3 as they are; i is a multiple of 4. Several loads may be under way before the first is converted.
+AIM_DEVICE uint4 load_four(const char* p, Dtype dtype, int64_t i) {
+  if (dtype == Dtype::kFloat32) return *reinterpret_cast<const uint4*>(p + 4 * i);
+  const uint2 two = *reinterpret_cast<const uint2*>(p + 2 * i);
+  return {two.x, two.y, 0, 0};
+}
+AIM_DEVICE void convert_four(const uint4& four, Dtype dtype, float (&v)[4]) {
   if (dtype == Dtype::kFloat32) {
-    const float4 four = *reinterpret_cast<const float4*>(p + 4 * i);
-    v[0] = four.x, v[1] = four.y, v[2] = four.z, v[3] = four.w;
+    memcpy(v, &four, sizeof v);
+  } else if (dtype == Dtype::kBFloat16) {
+    v[0] = ptx::low<ptx::BFloat16>(four.x), v[1] = ptx::high<ptx::BFloat16>(four.x);
+    v[2] = ptx::low<ptx::BFloat16>(four.y), v[3] = ptx::high<ptx::BFloat16>(four.y);
   } else {
-    const float2 low = load_floats(p, dtype, i), high = load_floats(p, dtype, i + 2);
-    v[0] = low.x, v[1] = low.y, v[2] = high.x, v[3] = high.y;
+    v[0] = ptx::low<ptx::Half>(four.x), v[1] = ptx::high<ptx::Half>(four.x);
+    v[2] = ptx::low<ptx::Half>(four.y), v[3] = ptx::high<ptx::Half>(four.y);
   }
+}
+AIM_DEVICE void load_four(const char* p, Dtype dtype, int64_t i, float (&v)[4]) {
+  convert_four(load_four(p, dtype, i), dtype, v);
 }
 
 // Two fp32 rounded to a 16-bit dtype, the first in the low half.

@@ -151,6 +151,7 @@ AIM_DEVICE void multiply_steps(const ColumnsCall& call, const ColumnsJob& job, C
   }
   ptx::wgmma_wait<0>();
   ring.release(last);
+  ptx::allow_next_launch();
 #pragma unroll
   for (int block = 0; block < kBlocks; ++block) ptx::wgmma_landed(sum[block]);
 

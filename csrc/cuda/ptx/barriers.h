@@ -22,6 +22,22 @@ AIM_DEVICE void named_barrier_arrive(int id, int threads) {
 #endif
 }
 
+// griddepcontrol.wait: until the launch before this one has ended and what it wrote can be read; at once where this one
+// began after that. Below sm_90 every launch does.
+AIM_DEVICE void wait_for_launch_before() {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+  asm volatile("griddepcontrol.wait;" ::: "memory");
+#endif
+}
+
+// griddepcontrol.launch_dependents: once all CTAs have come here or ended, the next launch may begin if it is an early
+// one, and do what is before its wait.
+AIM_DEVICE void allow_next_launch() {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+  asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
+#endif
+}
+
 // %cluster_ctarank: this CTA's place in its cluster.
 AIM_DEVICE uint32_t cluster_rank() {
 #ifdef __CUDACC__

@@ -11,6 +11,7 @@
 
 #include "cuda/launch.h"
 #include "cuda/tiles/columns.h"
+#include "cuda/tiles/epilogues.h"
 #include "cuda/tiles/product.h"
 #include "cuda/tiles/rows.h"
 #include "cuda/vectors.h"
@@ -42,6 +43,18 @@ struct Result {
   }
 };
 
+// The epilogue of the products.
+struct Keep {
+  const Result& result;
+  int64_t range, N;
+
+  AIM_DEVICE Nothing columns(int64_t) const { return {}; }
+  AIM_DEVICE Nothing elements(int64_t, int64_t) const { return {}; }
+  AIM_DEVICE void operator()(int64_t m, int64_t n, float (&v)[kFour], Nothing, Nothing) const {
+    result.store(range, m * N + n, v);
+  }
+};
+
 // One of the products and of the sums, by CTAs of their own.
 struct Part {
   Operand a, b;  // of the product a^T b
@@ -68,10 +81,10 @@ AIM_DEVICE void sum_columns(float* shared, const Part& part, int64_t first, Dept
 #pragma unroll
       for (int i = 0; i < kRowsAtOnce; ++i) {
         if (m + i * kDown >= rows.end) break;
-        const uint32_t row = static_cast<uint32_t>(m + i * kDown);
-        const float factor = part.row_scale ? load_float(part.row_scale.row(row), part.row_scale.dtype, 0) : 1.f;
+        const int64_t row = m + i * kDown;
+        const float factor = row_factor(part.row_scale, row);
         float four[kFour];
-        load_four(part.summed.lines.row(row), kDtype<T>, first + across, four);
+        load_four(row_of(part.summed.lines, row), kDtype<T>, first + across, four);
 #pragma unroll
         for (int j = 0; j < kFour; ++j) some[j] = fmaf(factor, four[j], some[j]);
       }
@@ -96,6 +109,8 @@ AIM_DEVICE void sum_columns(float* shared, const Part& part, int64_t first, Dept
 template <class T>
 __global__ void __launch_bounds__(kThreads, kCtas) columns_kernel(const AIM_GRID_CONSTANT Columns call) {
   AIM_DYNAMIC_SHARED(memory);
+  ptx::wait_for_launch_before();
+  ptx::allow_next_launch();
   const int which = static_cast<int>(blockIdx.x) >= call.parts[0].ctas;
   const Part& part = call.parts[which];
   const int cta = static_cast<int>(blockIdx.x) - (which ? call.parts[0].ctas : 0);
@@ -105,10 +120,9 @@ __global__ void __launch_bounds__(kThreads, kCtas) columns_kernel(const AIM_GRID
     sum_columns<T>(reinterpret_cast<float*>(memory), part, int64_t{cta - part.tiles} * kEdge, rows, range);
     return;
   }
-  ColumnsProduct<T>::run(
-      memory, part.a, part.b, int64_t{cta / part.tiles_b} * kEdge, int64_t{cta % part.tiles_b} * kEdge, part.a.length,
-      part.b.length, rows,
-      [&](int64_t m, int64_t n, float (&c)[kFour]) { part.product.store(range, m * part.b.length + n, c); });
+  ColumnsProduct<T>::run(memory, part.a, part.b, int64_t{cta / part.tiles_b} * kEdge,
+                         int64_t{cta % part.tiles_b} * kEdge, part.a.length, part.b.length, rows,
+                         Keep{part.product, range, part.b.length});
 }
 
 Part make_part(const Operand& a, const Operand& b, const Operand& summed, const DeviceRows& row_scale, bool multiplies,
@@ -154,9 +168,11 @@ int backward_columns(const BackwardParams& p, const Wanted& wanted, const Interm
     second.product = {floats(between.dw + p.H * p.D), dw_bytes, 1.f};
     second.sums = {floats(between.sums + p.H), sums_bytes, 1.f};
   }
+  // The products by rows are launched before, unless db2 alone is wanted.
+  const bool early = device.early && (wanted.dw1 || wanted.dw2 || wanted.db1);
   return with_type(p.dtype, [&]<class T>() {
     const Grid grid{dim3(static_cast<unsigned>(first.ctas + second.ctas), static_cast<unsigned>(ranges)),
-                    dim3(kThreads), 1, ColumnsProduct<T>::kShared};
+                    dim3(kThreads), 1, ColumnsProduct<T>::kShared, early};
     return launch(columns_kernel<T>, grid, device.stream, call);
   });
 }

@@ -17,13 +17,20 @@
 namespace aim_fast::cuda::tiles {
 
 AIM_DEVICE float row_factor(const DeviceRows& row_scale, int64_t m) {
-  return row_scale ? load_float(row_scale.row(static_cast<uint32_t>(m)), row_scale.dtype, 0) : 1.f;
+  return row_scale ? load_float(row_of(row_scale, m), row_scale.dtype, 0) : 1.f;
 }
 
-AIM_DEVICE void add(float (&to)[kFour], const DeviceRows& rows, int64_t m, int64_t n) {
-  if (!rows) return;
+// Four elements as they are in memory; zeros where there is no tensor.
+AIM_DEVICE uint4 four_of(const Array& vector, int64_t n) {
+  return vector ? load_four(vector.data, vector.dtype, n) : uint4{};
+}
+AIM_DEVICE uint4 four_of(const DeviceRows& rows, int64_t m, int64_t n) {
+  return rows ? load_four(row_of(rows, m), rows.dtype, n) : uint4{};
+}
+
+AIM_DEVICE void add(float (&to)[kFour], const uint4& four, Dtype dtype) {
   float more[kFour];
-  load_four(rows.row(static_cast<uint32_t>(m)), rows.dtype, n, more);
+  convert_four(four, dtype, more);
 #pragma unroll
   for (int i = 0; i < kFour; ++i) to[i] += more[i];
 }
@@ -35,11 +42,14 @@ struct Hidden {
   char *z, *h;  // [M, H]; z may be absent
   int64_t H;
 
-  AIM_DEVICE void operator()(int64_t m, int64_t n, float (&v)[kFour]) const {
-    float bias[kFour] = {};
-    if (b1) load_four(b1.data, b1.dtype, n, bias);
-#pragma unroll
-    for (int i = 0; i < kFour; ++i) v[i] += bias[i];
+  struct Columns {
+    uint4 bias;
+  };
+  AIM_DEVICE Columns columns(int64_t n) const { return {four_of(b1, n)}; }
+  AIM_DEVICE Nothing elements(int64_t, int64_t) const { return {}; }
+
+  AIM_DEVICE void operator()(int64_t m, int64_t n, float (&v)[kFour], const Columns& columns, Nothing) const {
+    add(v, columns.bias, b1.dtype);
     if (z) store_four(z, kDtype<T>, m * H + n, v);
     activate<T>(activation, v);
     store_four(h, kDtype<T>, m * H + n, v);
@@ -52,17 +62,34 @@ struct Output {
   float alpha;
   DeviceRows row_scale, x, residual, y;  // x where it is to be added
 
-  AIM_DEVICE void operator()(int64_t m, int64_t n, float (&v)[kFour]) const {
-    float bias[kFour] = {}, factor[kFour] = {1.f, 1.f, 1.f, 1.f};
-    if (b2) load_four(b2.data, b2.dtype, n, bias);
-    if (wide_scale) load_four(scale.data, scale.dtype, n, factor);
-    const float common = alpha * (scale && !wide_scale ? load_float(scale.data, scale.dtype, 0) : 1.f);
-    const float of_row = common * row_factor(row_scale, m);
+  struct Columns {
+    uint4 bias, factor;
+    float common;
+  };
+  struct Elements {
+    uint4 x, residual;
+    float factor;
+  };
+  AIM_DEVICE Columns columns(int64_t n) const {
+    const bool one = scale && !wide_scale;
+    return {four_of(b2, n), wide_scale ? load_four(scale.data, scale.dtype, n) : uint4{},
+            one ? alpha * load_float(scale.data, scale.dtype, 0) : alpha};
+  }
+  AIM_DEVICE Elements elements(int64_t m, int64_t n) const {
+    return {four_of(x, m, n), four_of(residual, m, n), row_factor(row_scale, m)};
+  }
+
+  AIM_DEVICE void operator()(int64_t m, int64_t n, float (&v)[kFour], const Columns& columns,
+                             const Elements& elements) const {
+    float factor[kFour] = {1.f, 1.f, 1.f, 1.f};
+    if (wide_scale) convert_four(columns.factor, scale.dtype, factor);
+    add(v, columns.bias, b2.dtype);
+    const float of_row = columns.common * elements.factor;
 #pragma unroll
-    for (int i = 0; i < kFour; ++i) v[i] = of_row * factor[i] * (v[i] + bias[i]);
-    add(v, x, m, n);
-    add(v, residual, m, n);
-    store_four(y.row(static_cast<uint32_t>(m)), y.dtype, n, v);
+    for (int i = 0; i < kFour; ++i) v[i] *= of_row * factor[i];
+    add(v, elements.x, x.dtype);
+    add(v, elements.residual, residual.dtype);
+    store_four(row_of(y, m), y.dtype, n, v);
   }
 };
 
@@ -76,18 +103,29 @@ struct HiddenBackward {
   char *dz, *h;  // [M, H]; each may be absent
   int64_t H;
 
-  AIM_DEVICE void operator()(int64_t m, int64_t n, float (&dh)[kFour]) const {
-    const float of_row = row_factor(row_scale, m);
-    const float factor = alpha * (scale ? load_float(scale.data, scale.dtype, 0) : 1.f) * of_row;
+  struct Columns {
+    float common;
+  };
+  struct Elements {
+    uint4 z;
+    float of_row;
+  };
+  AIM_DEVICE Columns columns(int64_t) const { return {scale ? alpha * load_float(scale.data, scale.dtype, 0) : alpha}; }
+  AIM_DEVICE Elements elements(int64_t m, int64_t n) const {
+    return {load_four(z, kDtype<T>, m * H + n), row_factor(row_scale, m)};
+  }
+
+  AIM_DEVICE void operator()(int64_t m, int64_t n, float (&dh)[kFour], const Columns& columns,
+                             const Elements& elements) const {
     float v[kFour];
-    load_four(z, kDtype<T>, m * H + n, v);
+    convert_four(elements.z, kDtype<T>, v);
 #pragma unroll
-    for (int i = 0; i < kFour; ++i) dh[i] *= factor;
+    for (int i = 0; i < kFour; ++i) dh[i] *= columns.common * elements.of_row;
     activate_backward<T>(activation, v, dh);
     if (dz) store_four(dz, kDtype<T>, m * H + n, dh);
     if (!h) return;
 #pragma unroll
-    for (int i = 0; i < kFour; ++i) v[i] *= of_row;
+    for (int i = 0; i < kFour; ++i) v[i] *= elements.of_row;
     store_four(h, kDtype<T>, m * H + n, v);
   }
 };
@@ -95,9 +133,15 @@ struct HiddenBackward {
 struct OutputBackward {
   DeviceRows dy, dx;  // dy where it is to be added
 
-  AIM_DEVICE void operator()(int64_t m, int64_t n, float (&v)[kFour]) const {
-    add(v, dy, m, n);
-    store_four(dx.row(static_cast<uint32_t>(m)), dx.dtype, n, v);
+  struct Elements {
+    uint4 dy;
+  };
+  AIM_DEVICE Nothing columns(int64_t) const { return {}; }
+  AIM_DEVICE Elements elements(int64_t m, int64_t n) const { return {four_of(dy, m, n)}; }
+
+  AIM_DEVICE void operator()(int64_t m, int64_t n, float (&v)[kFour], Nothing, const Elements& elements) const {
+    add(v, elements.dy, dy.dtype);
+    store_four(row_of(dx, m), dx.dtype, n, v);
   }
 };
 

@@ -21,6 +21,13 @@ struct Operand {
   int64_t count, length;
 };
 
+AIM_NOINLINE char* strided_row(const DeviceRows& rows, uint32_t m) { return rows.row(m); }
+// Most rows have one stride. The others take a call, to keep the code of each use short: a call on few rows runs it
+// once and may find none of it in the caches.
+AIM_DEVICE char* row_of(const DeviceRows& rows, int64_t m) {
+  return rows.dims <= 1 ? rows.data + m * rows.stride[0] : strided_row(rows, static_cast<uint32_t>(m));
+}
+
 // The part of the depth that a product sums over.
 struct Depth {
   int64_t begin, end;
@@ -34,21 +41,54 @@ struct Side {
   static constexpr int kPitch = kLength + kPad;
   static constexpr int kElements = kCount * kPitch;
   static constexpr int kVectorsOfLine = kLength / kVector<T>, kVectors = kCount * kVectorsOfLine / kThreads;
-  static_assert(kVectors * kThreads == kCount * kVectorsOfLine && kPad % kVector<T> == 0);
+  static constexpr int kLinesAtOnce = kThreads / kVectorsOfLine;  // a thread's vectors are so many lines apart
+  static_assert(kVectors * kThreads == kCount * kVectorsOfLine && kThreads % kVectorsOfLine == 0);
+  static_assert(kPad % kVector<T> == 0);
 
-  // Issues the loads of a step, for the rows of A or columns of B from `first` on; zeros beyond the matrix.
-  AIM_DEVICE static void fill(T* slot, const Operand& operand, int64_t first, int64_t depth, int64_t end) {
+  // What a thread copies of the operand, for the rows of A or columns of B from `first` on.
+  class Source {
+   public:
+    AIM_DEVICE Source(const Operand& operand, int64_t first)
+        : lines_(operand.lines),
+          line_(threadIdx.x / kVectorsOfLine),
+          place_(threadIdx.x % kVectorsOfLine * kVector<T>) {
+      if constexpr (kAlong) {
 #pragma unroll
-    for (int i = 0; i < kVectors; ++i) {
-      const int at = static_cast<int>(threadIdx.x) + i * kThreads;
-      const int line = at / kVectorsOfLine, place = at % kVectorsOfLine * kVector<T>;
-      const int64_t from_line = (kAlong ? first : depth) + line, from_place = (kAlong ? depth : first) + place;
-      const bool inside =
-          kAlong ? from_line < operand.count && from_place < end : from_line < end && from_place < operand.length;
-      const char* from = operand.lines.row(inside ? static_cast<uint32_t>(from_line) : 0);
-      ptx::cp_async_16(slot + line * kPitch + place, from + (inside ? from_place * int64_t{sizeof(T)} : 0), inside);
+        for (int i = 0; i < kVectors; ++i) {
+          const int64_t line = first + line_ + i * kLinesAtOnce;
+          from_[i] = line < operand.count ? bytes(row_of(lines_, line), place_) : nullptr;
+        }
+      } else {
+        from_[0] = first + place_ < operand.length ? bytes(lines_.data, first + place_) : nullptr;
+      }
     }
-  }
+
+    // Issues the loads of a step that begins at this depth; zeros beyond the matrix and from `end` on.
+    AIM_DEVICE void fill(T* slot, int64_t depth, int64_t end) const {
+      T* to = slot + line_ * kPitch + place_;
+#pragma unroll
+      for (int i = 0; i < kVectors; ++i) {
+        const char* from = lines_.data;
+        bool inside;
+        if constexpr (kAlong) {
+          inside = from_[i] && depth + place_ < end;
+          if (inside) from = bytes(from_[i], depth);
+        } else {
+          const int64_t line = depth + line_ + i * kLinesAtOnce;
+          inside = from_[0] && line < end;
+          if (inside) from = row_of(lines_, line) + (from_[0] - lines_.data);
+        }
+        ptx::cp_async_16(to + i * kLinesAtOnce * kPitch, from, inside);
+      }
+    }
+
+   private:
+    AIM_DEVICE static const char* bytes(const char* p, int64_t elements) { return p + elements * int64_t{sizeof(T)}; }
+
+    const DeviceRows& lines_;
+    const int line_, place_;                   // of the first of its vectors
+    const char* from_[kAlong ? kVectors : 1];  // where its lines begin; or its place in the first line; null beyond
+  };
 };
 
 }  // namespace aim_fast::cuda::tiles

@@ -16,6 +16,7 @@
 namespace aim_fast::cuda::tiles {
 
 constexpr int kFour = 4;  // neighbours in a row of C, which an epilogue takes at once
+struct Nothing {};        // that an epilogue loads
 
 // What multiplies T.
 template <class T, class Tiling, Lines kLinesA, Lines kLinesB>
@@ -27,60 +28,92 @@ struct UnitOf<float, Tiling, kLinesA, kLinesB> {
   using Type = MultiplyAdd<Tiling, kLinesA, kLinesB>;
 };
 
-template <class T, class Tiling, Lines kLinesA, Lines kLinesB>
-struct Product {
+// kFollows: an early launch, of whose operands A alone comes from the launch before it.
+template <class T, class Tiling, Lines kLinesA, Lines kLinesB, bool kFollows = false>
+class Product {
   using Unit = typename UnitOf<T, Tiling, kLinesA, kLinesB>::Type;
   using A = typename Unit::A;
   using B = typename Unit::B;
   static constexpr int kStages = Tiling::kStages;
   static constexpr int kSlot = A::kElements + B::kElements;
   static constexpr int kPitch = Tiling::kTileN + kFour;  // of the groups' sums
+
+ public:
   static constexpr size_t kShared =
       std::max(kStages * kSlot * sizeof(T), Tiling::kGroups* Tiling::kTileM * kPitch * sizeof(float));
 
-  // Calls epilogue(m, n, float (&c)[4]) for the elements (m, n) to (m, n + 3) of C within [M, N], from (first_m,
-  // first_n) on. All threads of the CTA.
+  // Forms the tile of C [M, N] that begins at (first_m, first_n) and passes its elements (m, n) to (m, n + 3), as c
+  // [4], to the epilogue: to epilogue(m, n, c, columns, elements), with what it loads itself before by columns(n) and
+  // elements(m, n). All threads of the CTA.
   template <class Epilogue>
   AIM_DEVICE static void run(uint8_t* memory, const Operand& a, const Operand& b, int64_t first_m, int64_t first_n,
-                             int64_t M, int64_t N, Depth depth, Epilogue&& epilogue) {
+                             int64_t M, int64_t N, Depth depth, const Epilogue& epilogue) {
     const int steps = static_cast<int>((depth.end - depth.begin + Tiling::kDepth - 1) / Tiling::kDepth);
     const auto slot_of = [&](int step) { return reinterpret_cast<T*>(memory) + step % kStages * kSlot; };
-    const auto fill = [&](int step) {
+    const typename A::Source from_a(a, first_m);
+    const typename B::Source from_b(b, first_n);
+    const auto fill = [&](int step, bool with_a, bool with_b) {
       const int64_t from = depth.begin + int64_t{step} * Tiling::kDepth;
-      if (step < steps) {
-        A::fill(slot_of(step), a, first_m, from, depth.end);
-        B::fill(slot_of(step) + A::kElements, b, first_n, from, depth.end);
-      }
-      ptx::cp_async_commit();
+      if (step >= steps) return;
+      if (with_a) from_a.fill(slot_of(step), from, depth.end);
+      if (with_b) from_b.fill(slot_of(step) + A::kElements, from, depth.end);
     };
-    for (int step = 0; step < kStages - 1; ++step) fill(step);
+    if constexpr (kFollows) {
+#pragma unroll 1
+      for (int step = 0; step < kStages - 1; ++step) fill(step, false, true);
+      ptx::wait_for_launch_before();
+      ptx::allow_next_launch();
+    }
+#pragma unroll 1
+    for (int step = 0; step < kStages - 1; ++step) {
+      fill(step, true, !kFollows);
+      ptx::cp_async_commit();
+    }
 
     Unit unit;
 #pragma unroll 1
     for (int step = 0; step < steps; ++step) {
       ptx::cp_async_wait<kStages - 2>();
       __syncthreads();
-      fill(step + kStages - 1);  // into the slot that was read before the barrier
+      fill(step + kStages - 1, true, true);  // into the slot that was read before the barrier
+      ptx::cp_async_commit();
       unit.add(slot_of(step), slot_of(step) + A::kElements);
     }
 
+    // A thread has the same four columns in all its rows.
+    const int row = threadIdx.x / kFoursOfRow, column = threadIdx.x % kFoursOfRow * kFour;
+    const int64_t m = first_m + row, n = first_n + column;
+    const int rows =
+        row < Tiling::kTileM && n < N ? static_cast<int>(std::min<int64_t>(M - first_m, Tiling::kTileM)) : 0;
+    decltype(epilogue.columns(n)) columns;
+    decltype(epilogue.elements(m, n)) elements[kTurns];
+    if (rows > 0) columns = epilogue.columns(n);
+#pragma unroll
+    for (int i = 0; i < kTurns; ++i) {
+      if (row + i * kRowsAtOnce < rows) elements[i] = epilogue.elements(m + i * kRowsAtOnce, n);
+    }
     ptx::cp_async_wait<0>();
     __syncthreads();
     float* sums = reinterpret_cast<float*>(memory);
     unit.leave(sums, kPitch);
     __syncthreads();
-    for (int at = threadIdx.x; at < Tiling::kTileM * Tiling::kTileN / kFour; at += kThreads) {
-      const int row = at / (Tiling::kTileN / kFour), column = at % (Tiling::kTileN / kFour) * kFour;
-      if (first_m + row >= M || first_n + column >= N) continue;
+#pragma unroll
+    for (int i = 0; i < kTurns; ++i) {
+      if (row + i * kRowsAtOnce >= rows) break;
       float c[kFour] = {};
 #pragma unroll
       for (int g = 0; g < Tiling::kGroups; ++g) {
-        const float4 four = *reinterpret_cast<const float4*>(sums + (g * Tiling::kTileM + row) * kPitch + column);
+        const float* at = sums + (g * Tiling::kTileM + row + i * kRowsAtOnce) * kPitch + column;
+        const float4 four = *reinterpret_cast<const float4*>(at);
         c[0] += four.x, c[1] += four.y, c[2] += four.z, c[3] += four.w;
       }
-      epilogue(first_m + row, first_n + column, c);
+      epilogue(m + i * kRowsAtOnce, n, c, columns, elements[i]);
     }
   }
+
+ private:
+  static constexpr int kFoursOfRow = Tiling::kTileN / kFour, kRowsAtOnce = kThreads / kFoursOfRow;
+  static constexpr int kTurns = std::max(1, Tiling::kTileM / kRowsAtOnce);
 };
 
 }  // namespace aim_fast::cuda::tiles

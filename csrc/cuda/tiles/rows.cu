@@ -6,22 +6,23 @@
 namespace aim_fast::cuda::tiles {
 namespace {
 
-template <class T, class Tiling, Lines kLinesB, class Epilogue>
+template <class T, class Tiling, Lines kLinesB, bool kFollows, class Epilogue>
 __global__ void __launch_bounds__(kThreads, kCtas) rows_kernel(const AIM_GRID_CONSTANT Call<Epilogue> call) {
   AIM_DYNAMIC_SHARED(memory);
-  Product<T, Tiling, Lines::kAlongDepth, kLinesB>::run(memory, call.a, call.b, int64_t{blockIdx.x} * Tiling::kTileM,
-                                                       int64_t{blockIdx.y} * Tiling::kTileN, call.M, call.N,
-                                                       {0, call.depth}, call.epilogue);
+  if constexpr (!kFollows) ptx::allow_next_launch();
+  Product<T, Tiling, Lines::kAlongDepth, kLinesB, kFollows>::run(
+      memory, call.a, call.b, int64_t{blockIdx.x} * Tiling::kTileM, int64_t{blockIdx.y} * Tiling::kTileN, call.M,
+      call.N, {0, call.depth}, call.epilogue);
 }
 
 unsigned blocks_of(int64_t size, int tile) { return static_cast<unsigned>((size + tile - 1) / tile); }
 
-template <class T, Lines kLinesB, class Epilogue>
+template <class T, Lines kLinesB, bool kFollows, class Epilogue>
 int multiply(const Call<Epilogue>& call, const Device& device) {
   const auto run = [&]<class Tiling>() {
     const Grid grid{dim3(blocks_of(call.M, Tiling::kTileM), blocks_of(call.N, Tiling::kTileN)), dim3(kThreads), 1,
-                    Product<T, Tiling, Lines::kAlongDepth, kLinesB>::kShared};
-    return launch(rows_kernel<T, Tiling, kLinesB, Epilogue>, grid, device.stream, call);
+                    Product<T, Tiling, Lines::kAlongDepth, kLinesB>::kShared, kFollows && device.early};
+    return launch(rows_kernel<T, Tiling, kLinesB, kFollows, Epilogue>, grid, device.stream, call);
   };
   switch (choose_tile<T>(call.M, call.N, call.depth, device)) {
     case 0:
@@ -36,8 +37,8 @@ int multiply(const Call<Epilogue>& call, const Device& device) {
 // Both products, of which the second reads what the first one's epilogue writes; the second one may be left out.
 template <class T, Lines kLinesB, class First, class Second>
 int multiply_both(const Call<First>& first, const Call<Second>& second, bool wants_second, const Device& device) {
-  const int error = multiply<T, kLinesB>(first, device);
-  return error || !wants_second ? error : multiply<T, kLinesB>(second, device);
+  const int error = multiply<T, kLinesB, false>(first, device);
+  return error || !wants_second ? error : multiply<T, kLinesB, true>(second, device);
 }
 
 // Rows [M, D] as they are multiplied: in the compute dtype.
