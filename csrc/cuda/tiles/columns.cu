@@ -19,6 +19,9 @@
 namespace aim_fast::cuda::tiles {
 namespace {
 
+// CTAs of a multiprocessor, that registers must leave room for.
+template <class T>
+constexpr int kCtas = std::is_same_v<T, float> ? 2 : 3;
 template <class T>
 using ColumnsProduct = Product<T, typename Tilings<T>::Large, Lines::kAcrossDepth, Lines::kAcrossDepth>;
 constexpr int kEdge = 64;                                           // of a tile of any T
@@ -28,7 +31,6 @@ constexpr int64_t kFewRows = 256;  // in one range: more of them fill a GPU bett
 // Of a range in fp32, unless the partial results would take more than kMostBytes: with more rows its error shows.
 constexpr int64_t kMostRows = 1024, kMostBytes = 32 << 20;
 constexpr int kRowsAtOnce = 8;  // added up before they go to the sum, so that it is rounded less often
-constexpr int kRounds = 2;      // of CTAs, where there are rows enough
 
 // Where a result goes: of the first range, how far the next one's is, and what it is multiplied by.
 struct Result {
@@ -107,7 +109,7 @@ AIM_DEVICE void sum_columns(float* shared, const Part& part, int64_t first, Dept
 }
 
 template <class T>
-__global__ void __launch_bounds__(kThreads, kCtas) columns_kernel(const AIM_GRID_CONSTANT Columns call) {
+__global__ void __launch_bounds__(kThreads, kCtas<T>) columns_kernel(const AIM_GRID_CONSTANT Columns call) {
   AIM_DYNAMIC_SHARED(memory);
   ptx::wait_for_launch_before();
   ptx::allow_next_launch();
@@ -138,11 +140,15 @@ Array floats(float* data) { return {reinterpret_cast<char*>(data), Dtype::kFloat
 
 int splits(const BackwardParams& call, const Wanted& wanted, const Device& device) {
   if (call.M <= kFewRows && !call.scale) return 0;
-  const int64_t products = int64_t{wanted.dw1} + wanted.dw2;
-  const int64_t ctas = std::max<int64_t>(1, products * count_tiles(call.H) * count_tiles(call.D));
-  const int64_t filling = std::max<int64_t>(1, std::min(kRounds * device.sms / ctas, call.M / kLeastRows));
+  const int64_t tiles_h = count_tiles(call.H), tiles_d = count_tiles(call.D);
+  const int64_t tiles = std::max<int64_t>(1, (int64_t{wanted.dw1} + wanted.dw2) * tiles_h * tiles_d);
+  const auto filling = [&](int64_t room, int64_t ctas) {
+    return std::max<int64_t>(1, std::min(room * device.sms / ctas, call.M / kLeastRows));
+  };
+  // In 16 bits products are so quick that the sums need places of their own.
+  if (call.dtype != Dtype::kFloat32) return filling(kCtas<ptx::BFloat16>, tiles + tiles_h + tiles_d);
   const int64_t exact = std::min((call.M + kMostRows - 1) / kMostRows, kMostBytes / (8 * call.H * call.D));
-  return static_cast<int>(call.dtype == Dtype::kFloat32 ? std::max(filling, exact) : filling);
+  return static_cast<int>(std::max(filling(kCtas<float>, tiles), exact));
 }
 
 int backward_columns(const BackwardParams& p, const Wanted& wanted, const Intermediates& between,
@@ -170,7 +176,7 @@ int backward_columns(const BackwardParams& p, const Wanted& wanted, const Interm
   }
   // The products by rows are launched before, unless db2 alone is wanted.
   const bool early = device.early && (wanted.dw1 || wanted.dw2 || wanted.db1);
-  return with_type(p.dtype, [&]<class T>() {
+  return with_type(p.dtype, false, [&]<class T, bool>() {
     const Grid grid{dim3(static_cast<unsigned>(first.ctas + second.ctas), static_cast<unsigned>(ranges)),
                     dim3(kThreads), 1, ColumnsProduct<T>::kShared, early};
     return launch(columns_kernel<T>, grid, device.stream, call);

@@ -20,20 +20,37 @@ AIM_DEVICE float row_factor(const DeviceRows& row_scale, int64_t m) {
   return row_scale ? load_float(row_of(row_scale, m), row_scale.dtype, 0) : 1.f;
 }
 
-// Four elements as they are in memory; zeros where there is no tensor.
-AIM_DEVICE uint4 four_of(const Array& vector, int64_t n) {
-  return vector ? load_four(vector.data, vector.dtype, n) : uint4{};
-}
-AIM_DEVICE uint4 four_of(const DeviceRows& rows, int64_t m, int64_t n) {
-  return rows ? load_four(row_of(rows, m), rows.dtype, n) : uint4{};
-}
+// Four elements as they are in memory, zeros where there is no tensor: of any dtype, or of 16 bits, which take half the
+// registers. Several may be on their way before the first is converted.
+template <bool kWide>
+struct Four {
+  std::conditional_t<kWide, uint4, uint2> bits;
 
-AIM_DEVICE void add(float (&to)[kFour], const uint4& four, Dtype dtype) {
-  float more[kFour];
-  convert_four(four, dtype, more);
+  AIM_DEVICE static Four of(const char* row, Dtype dtype, int64_t n) {
+    if constexpr (kWide)
+      return {load_four(row, dtype, n)};
+    else
+      return {*reinterpret_cast<const uint2*>(row + 2 * n)};
+  }
+  AIM_DEVICE static Four of(const Array& vector, int64_t n) {
+    return vector ? of(vector.data, vector.dtype, n) : Four{};
+  }
+  AIM_DEVICE static Four of(const DeviceRows& rows, int64_t m, int64_t n) {
+    return rows ? of(row_of(rows, m), rows.dtype, n) : Four{};
+  }
+  AIM_DEVICE void convert(Dtype dtype, float (&v)[kFour]) const {
+    if constexpr (kWide)
+      convert_four(bits, dtype, v);
+    else
+      convert_four({bits.x, bits.y, 0, 0}, dtype == Dtype::kBFloat16 ? dtype : Dtype::kFloat16, v);
+  }
+  AIM_DEVICE void add_to(float (&v)[kFour], Dtype dtype) const {
+    float more[kFour];
+    convert(dtype, more);
 #pragma unroll
-  for (int i = 0; i < kFour; ++i) to[i] += more[i];
-}
+    for (int i = 0; i < kFour; ++i) v[i] += more[i];
+  }
+};
 
 template <class T>
 struct Hidden {
@@ -43,19 +60,21 @@ struct Hidden {
   int64_t H;
 
   struct Columns {
-    uint4 bias;
+    Four<true> bias;
   };
-  AIM_DEVICE Columns columns(int64_t n) const { return {four_of(b1, n)}; }
+  AIM_DEVICE Columns columns(int64_t n) const { return {Four<true>::of(b1, n)}; }
   AIM_DEVICE Nothing elements(int64_t, int64_t) const { return {}; }
 
   AIM_DEVICE void operator()(int64_t m, int64_t n, float (&v)[kFour], const Columns& columns, Nothing) const {
-    add(v, columns.bias, b1.dtype);
+    columns.bias.add_to(v, b1.dtype);
     if (z) store_four(z, kDtype<T>, m * H + n, v);
     activate<T>(activation, v);
     store_four(h, kDtype<T>, m * H + n, v);
   }
 };
 
+// kWide: x or the residual may be fp32.
+template <bool kWide>
 struct Output {
   Array b2, scale;
   bool wide_scale;
@@ -63,32 +82,32 @@ struct Output {
   DeviceRows row_scale, x, residual, y;  // x where it is to be added
 
   struct Columns {
-    uint4 bias, factor;
+    Four<true> bias, factor;
     float common;
   };
   struct Elements {
-    uint4 x, residual;
+    Four<kWide> x, residual;
     float factor;
   };
   AIM_DEVICE Columns columns(int64_t n) const {
     const bool one = scale && !wide_scale;
-    return {four_of(b2, n), wide_scale ? load_four(scale.data, scale.dtype, n) : uint4{},
+    return {Four<true>::of(b2, n), wide_scale ? Four<true>::of(scale, n) : Four<true>{},
             one ? alpha * load_float(scale.data, scale.dtype, 0) : alpha};
   }
   AIM_DEVICE Elements elements(int64_t m, int64_t n) const {
-    return {four_of(x, m, n), four_of(residual, m, n), row_factor(row_scale, m)};
+    return {Four<kWide>::of(x, m, n), Four<kWide>::of(residual, m, n), row_factor(row_scale, m)};
   }
 
   AIM_DEVICE void operator()(int64_t m, int64_t n, float (&v)[kFour], const Columns& columns,
                              const Elements& elements) const {
     float factor[kFour] = {1.f, 1.f, 1.f, 1.f};
-    if (wide_scale) convert_four(columns.factor, scale.dtype, factor);
-    add(v, columns.bias, b2.dtype);
+    if (wide_scale) columns.factor.convert(scale.dtype, factor);
+    columns.bias.add_to(v, b2.dtype);
     const float of_row = columns.common * elements.factor;
 #pragma unroll
     for (int i = 0; i < kFour; ++i) v[i] *= of_row * factor[i];
-    add(v, elements.x, x.dtype);
-    add(v, elements.residual, residual.dtype);
+    elements.x.add_to(v, x.dtype);
+    elements.residual.add_to(v, residual.dtype);
     store_four(row_of(y, m), y.dtype, n, v);
   }
 };
@@ -106,19 +125,20 @@ struct HiddenBackward {
   struct Columns {
     float common;
   };
+  static constexpr bool kWide = std::is_same_v<T, float>;
   struct Elements {
-    uint4 z;
+    Four<kWide> z;
     float of_row;
   };
   AIM_DEVICE Columns columns(int64_t) const { return {scale ? alpha * load_float(scale.data, scale.dtype, 0) : alpha}; }
   AIM_DEVICE Elements elements(int64_t m, int64_t n) const {
-    return {load_four(z, kDtype<T>, m * H + n), row_factor(row_scale, m)};
+    return {Four<kWide>::of(z, kDtype<T>, m * H + n), row_factor(row_scale, m)};
   }
 
   AIM_DEVICE void operator()(int64_t m, int64_t n, float (&dh)[kFour], const Columns& columns,
                              const Elements& elements) const {
     float v[kFour];
-    convert_four(elements.z, kDtype<T>, v);
+    elements.z.convert(kDtype<T>, v);
 #pragma unroll
     for (int i = 0; i < kFour; ++i) dh[i] *= columns.common * elements.of_row;
     activate_backward<T>(activation, v, dh);
@@ -130,17 +150,19 @@ struct HiddenBackward {
   }
 };
 
+// kWide: dy may be fp32.
+template <bool kWide>
 struct OutputBackward {
   DeviceRows dy, dx;  // dy where it is to be added
 
   struct Elements {
-    uint4 dy;
+    Four<kWide> dy;
   };
   AIM_DEVICE Nothing columns(int64_t) const { return {}; }
-  AIM_DEVICE Elements elements(int64_t m, int64_t n) const { return {four_of(dy, m, n)}; }
+  AIM_DEVICE Elements elements(int64_t m, int64_t n) const { return {Four<kWide>::of(dy, m, n)}; }
 
   AIM_DEVICE void operator()(int64_t m, int64_t n, float (&v)[kFour], Nothing, const Elements& elements) const {
-    add(v, elements.dy, dy.dtype);
+    elements.dy.add_to(v, dy.dtype);
     store_four(row_of(dx, m), dx.dtype, n, v);
   }
 };

@@ -7,7 +7,6 @@
 namespace aim_fast::cuda::tiles {
 
 constexpr int kThreads = 256;
-constexpr int kCtas = 2;  // of a multiprocessor, that registers must leave room for
 template <class T>
 constexpr int kVector = 16 / sizeof(T);  // elements in 16 bytes
 
@@ -66,19 +65,30 @@ struct Side {
     // Issues the loads of a step that begins at this depth; zeros beyond the matrix and from `end` on.
     AIM_DEVICE void fill(T* slot, int64_t depth, int64_t end) const {
       T* to = slot + line_ * kPitch + place_;
+      if constexpr (kAlong) {
+        const bool within = depth + place_ < end;
 #pragma unroll
-      for (int i = 0; i < kVectors; ++i) {
-        const char* from = lines_.data;
-        bool inside;
-        if constexpr (kAlong) {
-          inside = from_[i] && depth + place_ < end;
-          if (inside) from = bytes(from_[i], depth);
-        } else {
-          const int64_t line = depth + line_ + i * kLinesAtOnce;
-          inside = from_[0] && line < end;
-          if (inside) from = row_of(lines_, line) + (from_[0] - lines_.data);
+        for (int i = 0; i < kVectors; ++i) {
+          const bool inside = from_[i] && within;
+          ptx::cp_async_16(to + i * kLinesAtOnce * kPitch, inside ? bytes(from_[i], depth) : lines_.data, inside);
         }
-        ptx::cp_async_16(to + i * kLinesAtOnce * kPitch, from, inside);
+      } else if (lines_.dims <= 1) {
+        const char* from = from_[0] + (depth + line_) * lines_.stride[0];
+        const int left = from_[0] ? static_cast<int>(std::min<int64_t>(end - depth, kDepth)) - line_ : 0;
+#pragma unroll
+        for (int i = 0; i < kVectors; ++i) {
+          const bool inside = i * kLinesAtOnce < left;
+          ptx::cp_async_16(to + i * kLinesAtOnce * kPitch, inside ? from : lines_.data, inside);
+          from += kLinesAtOnce * lines_.stride[0];
+        }
+      } else {
+#pragma unroll 1
+        for (int i = 0; i < kVectors; ++i) {
+          const int64_t line = depth + line_ + i * kLinesAtOnce;
+          const bool inside = from_[0] && line < end;
+          const char* from = inside ? row_of(lines_, line) + (from_[0] - lines_.data) : lines_.data;
+          ptx::cp_async_16(to + i * kLinesAtOnce * kPitch, from, inside);
+        }
       }
     }
 

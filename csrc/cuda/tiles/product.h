@@ -49,35 +49,42 @@ class Product {
   AIM_DEVICE static void run(uint8_t* memory, const Operand& a, const Operand& b, int64_t first_m, int64_t first_n,
                              int64_t M, int64_t N, Depth depth, const Epilogue& epilogue) {
     const int steps = static_cast<int>((depth.end - depth.begin + Tiling::kDepth - 1) / Tiling::kDepth);
-    const auto slot_of = [&](int step) { return reinterpret_cast<T*>(memory) + step % kStages * kSlot; };
+    T* const slots = reinterpret_cast<T*>(memory);
     const typename A::Source from_a(a, first_m);
     const typename B::Source from_b(b, first_n);
-    const auto fill = [&](int step, bool with_a, bool with_b) {
-      const int64_t from = depth.begin + int64_t{step} * Tiling::kDepth;
-      if (step >= steps) return;
-      if (with_a) from_a.fill(slot_of(step), from, depth.end);
-      if (with_b) from_b.fill(slot_of(step) + A::kElements, from, depth.end);
+    const auto fill_a = [&](int step, int at) {
+      if (step < steps) from_a.fill(slots + at * kSlot, depth.begin + step * Tiling::kDepth, depth.end);
+    };
+    const auto fill_b = [&](int step, int at) {
+      if (step < steps) {
+        from_b.fill(slots + at * kSlot + A::kElements, depth.begin + step * Tiling::kDepth, depth.end);
+      }
     };
     if constexpr (kFollows) {
 #pragma unroll 1
-      for (int step = 0; step < kStages - 1; ++step) fill(step, false, true);
+      for (int step = 0; step < kStages - 1; ++step) fill_b(step, step);
       ptx::wait_for_launch_before();
       ptx::allow_next_launch();
     }
 #pragma unroll 1
     for (int step = 0; step < kStages - 1; ++step) {
-      fill(step, true, !kFollows);
+      fill_a(step, step);
+      if constexpr (!kFollows) fill_b(step, step);
       ptx::cp_async_commit();
     }
 
     Unit unit;
+    int at = 0, free = kStages - 1;  // of the slots
 #pragma unroll 1
     for (int step = 0; step < steps; ++step) {
       ptx::cp_async_wait<kStages - 2>();
       __syncthreads();
-      fill(step + kStages - 1, true, true);  // into the slot that was read before the barrier
+      fill_a(step + kStages - 1, free);  // into the slot that was read before the barrier
+      fill_b(step + kStages - 1, free);
       ptx::cp_async_commit();
-      unit.add(slot_of(step), slot_of(step) + A::kElements);
+      unit.add(slots + at * kSlot, slots + at * kSlot + A::kElements);
+      free = at;
+      at = at + 1 == kStages ? 0 : at + 1;
     }
 
     // A thread has the same four columns in all its rows.
@@ -86,34 +93,45 @@ class Product {
     const int rows =
         row < Tiling::kTileM && n < N ? static_cast<int>(std::min<int64_t>(M - first_m, Tiling::kTileM)) : 0;
     decltype(epilogue.columns(n)) columns;
-    decltype(epilogue.elements(m, n)) elements[kTurns];
-    if (rows > 0) columns = epilogue.columns(n);
+    decltype(epilogue.elements(m, n)) elements[kBatch];
+    const auto load = [&](int first) {
 #pragma unroll
-    for (int i = 0; i < kTurns; ++i) {
-      if (row + i * kRowsAtOnce < rows) elements[i] = epilogue.elements(m + i * kRowsAtOnce, n);
-    }
+      for (int i = 0; i < kBatch; ++i) {
+        const int further = (first + i) * kRowsAtOnce;
+        if (row + further < rows) elements[i] = epilogue.elements(m + further, n);
+      }
+    };
+    if (rows > 0) columns = epilogue.columns(n);
+    load(0);
     ptx::cp_async_wait<0>();
     __syncthreads();
     float* sums = reinterpret_cast<float*>(memory);
     unit.leave(sums, kPitch);
     __syncthreads();
 #pragma unroll
-    for (int i = 0; i < kTurns; ++i) {
-      if (row + i * kRowsAtOnce >= rows) break;
-      float c[kFour] = {};
+    for (int first = 0; first < kTurns; first += kBatch) {
+      if (first > 0) load(first);
 #pragma unroll
-      for (int g = 0; g < Tiling::kGroups; ++g) {
-        const float* at = sums + (g * Tiling::kTileM + row + i * kRowsAtOnce) * kPitch + column;
-        const float4 four = *reinterpret_cast<const float4*>(at);
-        c[0] += four.x, c[1] += four.y, c[2] += four.z, c[3] += four.w;
+      for (int i = 0; i < kBatch; ++i) {
+        const int further = (first + i) * kRowsAtOnce;
+        if (row + further >= rows) break;
+        float c[kFour] = {};
+#pragma unroll
+        for (int g = 0; g < Tiling::kGroups; ++g) {
+          const float* from = sums + (g * Tiling::kTileM + row + further) * kPitch + column;
+          const float4 four = *reinterpret_cast<const float4*>(from);
+          c[0] += four.x, c[1] += four.y, c[2] += four.z, c[3] += four.w;
+        }
+        epilogue(m + further, n, c, columns, elements[i]);
       }
-      epilogue(m + i * kRowsAtOnce, n, c, columns, elements[i]);
     }
   }
 
  private:
   static constexpr int kFoursOfRow = Tiling::kTileN / kFour, kRowsAtOnce = kThreads / kFoursOfRow;
   static constexpr int kTurns = std::max(1, Tiling::kTileM / kRowsAtOnce);
+  static constexpr int kBatch =
+      std::min(kTurns, std::is_same_v<T, float> ? 4 : 2);  // whose loads are under way at once
 };
 
 }  // namespace aim_fast::cuda::tiles

@@ -6,8 +6,13 @@
 namespace aim_fast::cuda::tiles {
 namespace {
 
+// Of a multiprocessor, that registers must leave room for.
+template <class T, class Epilogue>
+constexpr int kCtas = std::is_same_v<T, float> || std::is_same_v<Epilogue, Output<true>> ? 2 : 3;
+
 template <class T, class Tiling, Lines kLinesB, bool kFollows, class Epilogue>
-__global__ void __launch_bounds__(kThreads, kCtas) rows_kernel(const AIM_GRID_CONSTANT Call<Epilogue> call) {
+__global__ void __launch_bounds__(kThreads, kCtas<T, Epilogue>)
+    rows_kernel(const AIM_GRID_CONSTANT Call<Epilogue> call) {
   AIM_DYNAMIC_SHARED(memory);
   if constexpr (!kFollows) ptx::allow_next_launch();
   Product<T, Tiling, Lines::kAlongDepth, kLinesB, kFollows>::run(
@@ -53,27 +58,30 @@ Operand matrix(const char* data, Dtype dtype, int64_t rows, int64_t columns) {
 }
 
 int forward(const ForwardParams& p, const Intermediates& between, const Device& device) {
-  return with_type(p.dtype, [&]<class T>() {
+  const bool wide = (p.skip && p.x.dtype == Dtype::kFloat32) || p.residual.dtype == Dtype::kFloat32;
+  return with_type(p.dtype, wide, [&]<class T, bool kWide>() {
     const Call<Hidden<T>> hidden{multiplied(p.x, between.x, p),
                                  matrix(p.w1.data, p.dtype, p.H, p.D),
                                  p.M,
                                  p.H,
                                  p.D,
                                  {p.b1, p.activation, p.z.data, between.h, p.H}};
-    const Call<Output> output{matrix(between.h, p.dtype, p.M, p.H),
-                              matrix(p.w2.data, p.dtype, p.D, p.H),
-                              p.M,
-                              p.D,
-                              p.H,
-                              {p.b2, p.scale, p.scale && p.scale_size > 1, p.alpha, device_rows(p.row_scale),
-                               p.skip ? device_rows(p.x) : DeviceRows{}, device_rows(p.residual), device_rows(p.y)}};
+    const Call<Output<kWide>> output{
+        matrix(between.h, p.dtype, p.M, p.H),
+        matrix(p.w2.data, p.dtype, p.D, p.H),
+        p.M,
+        p.D,
+        p.H,
+        {p.b2, p.scale, p.scale && p.scale_size > 1, p.alpha, device_rows(p.row_scale),
+         p.skip ? device_rows(p.x) : DeviceRows{}, device_rows(p.residual), device_rows(p.y)}};
     // Without y it is z alone that a backward wants, which has not kept it.
     return multiply_both<T, Lines::kAlongDepth>(hidden, output, bool(p.y), device);
   });
 }
 
 int backward_rows(const BackwardParams& p, const Intermediates& between, const Device& device) {
-  return with_type(p.dtype, [&]<class T>() {
+  const bool wide = p.skip && p.dy.dtype == Dtype::kFloat32;
+  return with_type(p.dtype, wide, [&]<class T, bool kWide>() {
     const Call<HiddenBackward<T>> hidden{
         multiplied(p.dy, between.dy, p),
         matrix(p.w2.data, p.dtype, p.D, p.H),
@@ -81,12 +89,12 @@ int backward_rows(const BackwardParams& p, const Intermediates& between, const D
         p.H,
         between.dz ? p.D : 0,  // where h alone is wanted there is nothing to multiply
         {p.scale, p.alpha, p.activation, device_rows(p.row_scale), p.z.data, between.dz, between.h, p.H}};
-    const Call<OutputBackward> output{matrix(between.dz, p.dtype, p.M, p.H),
-                                      matrix(p.w1.data, p.dtype, p.H, p.D),
-                                      p.M,
-                                      p.D,
-                                      p.H,
-                                      {p.skip ? device_rows(p.dy) : DeviceRows{}, device_rows(p.dx)}};
+    const Call<OutputBackward<kWide>> output{matrix(between.dz, p.dtype, p.M, p.H),
+                                             matrix(p.w1.data, p.dtype, p.H, p.D),
+                                             p.M,
+                                             p.D,
+                                             p.H,
+                                             {p.skip ? device_rows(p.dy) : DeviceRows{}, device_rows(p.dx)}};
     return multiply_both<T, Lines::kAcrossDepth>(hidden, output, bool(p.dx), device);
   });
 }

@@ -10,7 +10,7 @@ namespace aim_fast::cuda::tiles {
 constexpr int kPlans = 3;
 template <class T>
 struct Tilings {
-  using Large = WarpTiling<64, 64, 32, 32, 64, 5>;
+  using Large = WarpTiling<64, 64, 32, 32, 64, 4>;
   using Middle = WarpTiling<32, 64, 32, 32, 64, 5>;
   using Small = WarpTiling<16, 16, 16, 16, 128, 5>;
 };
@@ -54,12 +54,15 @@ int choose_tile(int64_t M, int64_t N, int64_t depth, const Device& device) {
   return best;
 }
 
-// Calls f.template operator()<T>() with the type of the products.
+// Calls f.template operator()<T, kWide>() with the type of the products, and with whether rows that are added may be
+// fp32; in fp32 they always may.
 template <class F>
-int with_type(Dtype dtype, F&& f) {
-  if (dtype == Dtype::kFloat32) return f.template operator()<float>();
-  if (dtype == Dtype::kBFloat16) return f.template operator()<ptx::BFloat16>();
-  return f.template operator()<ptx::Half>();
+int with_type(Dtype dtype, bool wide, F&& f) {
+  if (dtype == Dtype::kFloat32) return f.template operator()<float, true>();
+  if (dtype == Dtype::kBFloat16) {
+    return wide ? f.template operator()<ptx::BFloat16, true>() : f.template operator()<ptx::BFloat16, false>();
+  }
+  return wide ? f.template operator()<ptx::Half, true>() : f.template operator()<ptx::Half, false>();
 }
 
 // A contiguous matrix.
