@@ -3,7 +3,8 @@
 For every shape, of the CUDA kernels and of Triton's: forwards with the most promising plans of the forward kernel, then
 train steps with those of the backward kernels; and eager beside them. The fastest plans and their times are kept, in
 place of what an earlier run left. Times are the device's, of calls that wait for no host and find nothing in L2. Takes
-some minutes; less for some `--backends`, `--loads` or `--shapes`, of which alone the table then speaks.
+some minutes; less for some `--backends`, `--loads` or `--shapes`, of which alone the table then speaks, or with
+`--rules`, by which each family of the CUDA kernels picks its plans itself.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import datetime
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import nullcontext
-from functools import cache, lru_cache
+from functools import cache, lru_cache, partial
 from statistics import median
 from typing import Any, NamedTuple
 
@@ -29,14 +30,14 @@ from aim_fast.testing import make_inputs
 
 # D, H of the code bases in benchmarks/cases.py, and numbers of rows twice `tuning.REACH` apart.
 SHAPES = ((768, 192), (1024, 256), (1280, 320), (768, 64), (128, 32), (256, 64), (512, 128), (1024, 512))
-_MANY = (200, 800, 3200, 12800, 51200)
+_FEW = (1, 4, 16, 64, 200, 800, 1600, 3200)
 # By load class. In fp32 a few launches less are the gain: products run at the rate that eager's reach on many rows.
-ROWS = {"half": _MANY, "amp": _MANY, "ieee": (1, 4, 16, 64, 200, 800, 1600, 3200)}
+ROWS = {"half": (*_FEW, 12800, 51200), "amp": (*_FEW, 12800, 51200), "ieee": _FEW}
 CANDIDATES = 4  # plans of a Triton kernel that are tried
 # A plan takes the place of one before it only if it is faster by more than this share: less is noise.
 NOISE = 0.02
-# With 100 us of the host for a forward, 500 for a train step and at most a dozen measurements a shape, the CUDA
-# kernels' 126 shapes took 70 s on an H200, most of it the device's waits for the host.
+# With 100 us of the host for a forward, 500 for a train step and at most a dozen measurements a shape, 126 shapes of the
+# CUDA kernels took 70 s on an H200, most of it the device's waits for the host.
 _BURSTS, _CALLS = 3, 7
 _FLUSHES = 2  # how often L2 is passed over before a call
 
@@ -113,7 +114,7 @@ def dtype_of(shape: Shape) -> torch.dtype:
     return torch.bfloat16 if shape.load in ("half", "amp") else torch.float32
 
 
-def options_on_gpu(shape: Shape, backend: str) -> dict[str, Sequence[Any]]:
+def options_on_gpu(shape: Shape, backend: str, each_plan: bool = True) -> dict[str, Sequence[Any]]:
     """The plans that are there for the current device."""
     index = torch.cuda.current_device()
     if not next(row.available for row in aim_fast.backends() if row.name == backend):
@@ -123,13 +124,13 @@ def options_on_gpu(shape: Shape, backend: str) -> dict[str, Sequence[Any]]:
         return {kernel: tiling.plans(gpu, kernel, *shape, 2)[:CANDIDATES] for kernel in tiling.KERNELS}
     dtype = dtype_of(shape)
     there = {name: nvidia.cuda_plans(index, shape.D, shape.H, dtype, name == "backward") for name in tuning.DIRECTIONS}
-    return {name: cuda_options(plans) for name, plans in there.items()}
+    return {name: cuda_options(plans, each_plan) for name, plans in there.items()}
 
 
-def cuda_options(plans: Sequence[str]) -> list[str]:
-    """The rule's choice, which depends on M; the plans of the best family; what each other family's rule chooses."""
+def cuda_options(plans: Sequence[str], each_plan: bool = True) -> list[str]:
+    """What the best family's rule chooses, by M; if each_plan its plans; what each other family's rule chooses."""
     best, *others = dict.fromkeys(plan.split("/")[0] for plan in plans) or [""]
-    return ["", *(plan for plan in plans if plan.startswith(best)), *others] if best else []
+    return ["", *(plan for plan in plans if each_plan and plan.startswith(best)), *others] if best else []
 
 
 def only(backends: Sequence[str], options: Options) -> Options:
@@ -211,6 +212,7 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--loads", nargs="+", choices=("half", "amp", "ieee"), default=("half", "amp", "ieee"))
     parser.add_argument("--backends", nargs="+", choices=BACKENDS, default=BACKENDS, help="beside eager; default: both")
     parser.add_argument("--shapes", nargs="+", type=widths, default=SHAPES, metavar="DxH", help="such as 768x192")
+    parser.add_argument("--rules", action="store_true", help="families of CUDA kernels by their rules, not plan by plan")
     options = parser.parse_args(arguments)
     asked = [row for row in aim_fast.backends() if row.name in options.backends]
     none = "; ".join(f"{row.name}: {row.reason}" for row in asked) if not any(row.available for row in asked) else ""
@@ -219,7 +221,8 @@ def main(arguments: list[str]) -> int:
         return 1
     gpu = triton_device.gpu(torch.cuda.current_device())
     shapes = [Shape(load, M, *pair) for load in options.loads for pair in options.shapes for M in ROWS[load]]
-    rows = search_all(shapes, only(options.backends, options_on_gpu), on_gpu)
+    there = partial(options_on_gpu, each_plan=not options.rules)
+    rows = search_all(shapes, only(options.backends, there), on_gpu)
     if not rows:
         print(f"nothing to tune: {' and '.join(options.backends)} take none of these shapes", file=sys.stderr)
         return 1

@@ -99,7 +99,7 @@ def test_what_follows_goes_by_the_tuned_table(
     outcome = gpu_stages.tune(H100, 60.0)
     assert outcome.status == ("failed" if status else "passed")
     _, (command, environment, seconds) = commands["seen"]
-    assert command.endswith("-m aim_fast tune --backends cuda")
+    assert command.endswith("-m aim_fast tune --backends cuda --rules")
     assert seconds == 60.0
     assert os.environ["AIM_FAST_CACHE"] == ("mine" if status else environment["AIM_FAST_CACHE"])
 

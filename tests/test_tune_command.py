@@ -21,11 +21,11 @@ from played_gpu import play
 H200 = Gpu("NVIDIA H200", (9, 0), 132)
 
 
-def options(shape: Shape, backend: str) -> Mapping[str, Sequence[Any]]:
+def options(shape: Shape, backend: str, each_plan: bool) -> Mapping[str, Sequence[Any]]:
     """One plan a kernel; none of the CUDA kernels for a wide H."""
     if backend == "triton":
         return {kernel: tiling.plans(H200, kernel, *shape, 2)[:1] for kernel in tiling.KERNELS}
-    return dict.fromkeys(tuning.DIRECTIONS, ("hopper/0",)) if shape.H <= 320 else {}
+    return dict.fromkeys(tuning.DIRECTIONS, ("hopper/0" if each_plan else "",)) if shape.H <= 320 else {}
 
 
 @pytest.fixture
@@ -57,8 +57,9 @@ def there(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> set[str]:
         (["--backends", "cuda", "--loads", "half"], {("cuda", "eager"): 7}),
         (["--backends", "triton", "--loads", "amp", "--shapes", "768x192", "8x8"], {("triton", "eager"): 2}),
         (["--backends", "cuda", "--shapes", "1024x512"], {}),
+        (["--backends", "cuda", "--loads", "ieee", "--rules"], {("cuda", "eager"): 7}),
     ],
-    ids=["all", "cuda", "shapes", "none"],
+    ids=["all", "cuda", "shapes", "none", "rules"],
 )
 def test_it_measures_what_was_asked_for(
     arguments: list[str], measured: dict[tuple[str, ...], int], there: set[str], capsys: pytest.CaptureFixture[str]
@@ -71,6 +72,7 @@ def test_it_measures_what_was_asked_for(
     assert Counter(tuple(rows[0].train) for rows in found.rows.values()) == measured
     for (load, _, _), rows in found.rows.items():
         assert [row.M for row in rows] == list(tune.ROWS[load])
+        assert all({*row.cuda.values()} <= {"" if "--rules" in arguments else "hopper/0"} for row in rows)
     assert tuning.path(H200).exists() == bool(found.date) == bool(measured)
     assert ("cuda take none of these shapes" in capsys.readouterr().err) == (not measured)
 
@@ -124,11 +126,14 @@ def test_plans_are_told_apart_where_the_host_takes_longer(monkeypatch: pytest.Mo
     assert times == pytest.approx((28.0, 200.0))
 
 
-def test_the_command_ends_in_time(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("each_plan", "seconds"), [(True, 70), (False, 30)])
+def test_the_command_ends_in_time(each_plan: bool, seconds: float, monkeypatch: pytest.MonkeyPatch) -> None:
     """With a host of 100 us a forward and 500 a train step and every choice that an H100 has, by the played clock."""
     gpu = play(monkeypatch)
     monkeypatch.setattr(tune, "_flush", lambda: SimpleNamespace(sum=lambda: gpu.launch(0.045, 0.01)))
-    choices = tune.cuda_options([*(f"hopper/{i}" for i in range(3)), *(f"ampere/{i}" for i in range(7))])
+    families = {"hopper": 4, "ampere": 7, "tiles": 3}
+    plans = [f"{family}/{i}" for family, count in families.items() for i in range(count)]
+    choices = tune.cuda_options(plans, each_plan)
 
     def measure(shape: Shape, backend: str, plans: tune.Plans) -> tuple[float, float]:
         bytes_ = shape.M * shape.D * (2 if shape.load == "half" else 4)
@@ -140,13 +145,14 @@ def test_the_command_ends_in_time(monkeypatch: pytest.MonkeyPatch) -> None:
     shapes = [Shape(load, M, D, H) for load in ("half", "amp") for D, H in tune.SHAPES for M in tune.ROWS[load]]
     found = {"cuda": dict.fromkeys(tuning.DIRECTIONS, choices), "triton": {}}
     rows = tune.search_all(shapes, lambda shape, backend: found[backend], measure)
-    assert sum(map(len, rows.values())) == 80
-    assert gpu.host / 1e3 < 30
+    assert sum(map(len, rows.values())) == 160
+    assert gpu.host / 1e3 < seconds
 
 
 def test_choices_of_the_cuda_kernels() -> None:
     """The rule's own first, and of the lesser families no more than their rules'."""
     assert tune.cuda_options(["hopper/0", "hopper/1", "ampere/0", "ampere/1"]) == ["", "hopper/0", "hopper/1", "ampere"]
+    assert tune.cuda_options(["hopper/0", "hopper/1", "ampere/0"], each_plan=False) == ["", "ampere"]
     assert tune.cuda_options(["ampere/0", "ampere/1"]) == ["", "ampere/0", "ampere/1"]
     assert tune.cuda_options([]) == []
 
