@@ -29,7 +29,7 @@ PASSES = ("forward", "backward", "train")
 MIN_ROUNDS, MAX_ROUNDS, MAX_BURST = 5, 200, 100
 FLUSHES = 2  # how often a cache is passed over before the same inputs come again
 BURST_SECONDS = 2e-3
-PATIENCE = 5.0  # seconds beyond those asked for, after which fewer rounds than MIN_ROUNDS have to do
+PATIENCE = 5.0  # seconds beyond those asked for, after which two rounds have to do
 
 
 @dataclass(frozen=True)
@@ -237,7 +237,7 @@ def interleave(steps: Mapping[str, Sequence[Step]], seconds: float, device: str 
 
     A short call is repeated until its turn lasts about 2 ms, and the turn gives the median. Rounds go on until
     `seconds` are spent, at least MIN_ROUNDS and at most MAX_ROUNDS; where calls take seconds, so that these would last
-    PATIENCE longer, at least one. The steps of a rival, one for each set of inputs,
+    PATIENCE longer, at least two. The steps of a rival, one for each set of inputs,
     take turns; the next rival goes on with the set that comes next, so that none finds what another has just read.
     """
     clock = DEVICES[device].seconds
@@ -250,7 +250,7 @@ def interleave(steps: Mapping[str, Sequence[Step]], seconds: float, device: str 
     deadline = time.perf_counter() + seconds
     for done in range(MAX_ROUNDS):
         late = time.perf_counter() - deadline
-        if (done >= MIN_ROUNDS and late > 0) or (done and late > PATIENCE):
+        if (done >= MIN_ROUNDS and late > 0) or (done >= 2 and late > PATIENCE):
             break
         for name in names:
             times[name].append(statistics.median(clock([steps[name][next(turns)] for _ in range(burst)])))
