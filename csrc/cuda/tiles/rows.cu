@@ -58,8 +58,7 @@ Operand matrix(const char* data, Dtype dtype, int64_t rows, int64_t columns) {
 }
 
 int forward(const ForwardParams& p, const Intermediates& between, const Device& device) {
-  const bool wide =
-      (p.skip && p.x.dtype == Dtype::kFloat32) || (p.residual && p.residual.dtype == Dtype::kFloat32);
+  const bool wide = (p.skip && p.x.dtype == Dtype::kFloat32) || (p.residual && p.residual.dtype == Dtype::kFloat32);
   return with_type(p.dtype, wide, [&]<class T, bool kWide>() {
     const Call<Hidden<T>> hidden{multiplied(p.x, between.x, p),
                                  matrix(p.w1.data, p.dtype, p.H, p.D),
