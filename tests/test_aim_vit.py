@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 import aim_fast
 from aim_vit import BLOCKS, AimViT, Block, EagerAdapter, PlainBlock
-from judge import assert_judged
+from judge import assert_judged, assert_model_judged
 from patched import drawn
 
 pytestmark = pytest.mark.usefixtures("seed")
@@ -57,8 +57,11 @@ def test_equal_results_and_gradients(dtype: str, two_temporal: bool, rate: float
         calls.clear()
         results[kind] = step(block.to(DTYPES[dtype]), given[0], given[1], None)
         assert len(calls) == (3 + two_temporal if kind in ("aim_fast", "patched") else 0)
+    # In bf16 attention makes much of what rounding did before it: eager's own error in the gradient of one bias is 0.5
+    # to 19 % by the seed, ours 0.6 to 23 %.
+    judge = assert_model_judged if dtype == "bf16" else assert_judged
     for kind in ("aim_fast", "patched"):
-        assert_judged(results[kind], results["plain"], exact)
+        judge(results[kind], results["plain"], exact)
 
 
 @pytest.mark.usefixtures("fused")

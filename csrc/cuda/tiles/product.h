@@ -52,13 +52,12 @@ class Product {
     T* const slots = reinterpret_cast<T*>(memory);
     const typename A::Source from_a(a, first_m);
     const typename B::Source from_b(b, first_n);
+    const auto begin_of = [&](int step) { return depth.begin + int64_t{step} * Tiling::kDepth; };
     const auto fill_a = [&](int step, int at) {
-      if (step < steps) from_a.fill(slots + at * kSlot, depth.begin + step * Tiling::kDepth, depth.end);
+      if (step < steps) from_a.fill(slots + at * kSlot, begin_of(step), depth.end);
     };
     const auto fill_b = [&](int step, int at) {
-      if (step < steps) {
-        from_b.fill(slots + at * kSlot + A::kElements, depth.begin + step * Tiling::kDepth, depth.end);
-      }
+      if (step < steps) from_b.fill(slots + at * kSlot + A::kElements, begin_of(step), depth.end);
     };
     if constexpr (kFollows) {
 #pragma unroll 1
