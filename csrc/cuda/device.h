@@ -21,8 +21,8 @@ constexpr bool kHasHopper = kEmulated || kArchs.find("90a") != std::string_view:
 bool find_device(int index, void* stream, Device& device);
 
 // Sets the family and the plan of a call. `choice` is "" for the rule: the best family that has plans for its D, H and
-// dtype; else "tiles", "ampere" or "hopper", with "/PLAN" if wanted (a plan that it has not is left to its rule). Returns
-// false where the kernels do not take the call; throws std::invalid_argument for any other choice.
+// dtype; else "tiles", "ampere" or "hopper", with "/PLAN" if wanted (a plan that it has not is left to its rule).
+// Returns false where the kernels do not take the call; throws std::invalid_argument for any other choice.
 bool choose_plan(const Problem& p, bool backward, const std::string& choice, Device& device);
 
 // For tests: what "" stands for in every call of this process. Returns the choice before; throws as `choose_plan`.
