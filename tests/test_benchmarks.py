@@ -292,8 +292,7 @@ def test_what_there_is_no_time_for_is_named(capsys: pytest.CaptureFixture[str]) 
 
 def test_the_quick_one_begins_with_the_least_work() -> None:
     names = [workload.case.name for workload in bench_adapter.parse(["--quick"]).workloads]
-    assert names[0] == "decoder_queries"
-    assert {*names[-2:]} == {"aim_b_8f", "aim_b_8f_mlp"}
+    assert (names[0], names[-1]) == ("decoder_queries", "dinov2_l")
 
 
 def test_too_large_a_case_is_left_out(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
