@@ -3,8 +3,8 @@
 For every shape, of the CUDA kernels and of Triton's: forwards with the most promising plans of the forward kernel, then
 train steps with those of the backward kernels; and eager beside them. The fastest plans and their times are kept, in
 place of what an earlier run left. Times are the device's, of calls that wait for no host and find nothing in L2. Takes
-some minutes; less for some `--backends`, `--loads` or `--shapes`, of which alone the table then speaks, or with
-`--rules`, by which each family of the CUDA kernels picks its plans itself.
+less for some `--backends`, `--loads` or `--shapes`, of which alone the table then speaks, or with `--rules`, by which
+each family of the CUDA kernels picks its plans itself.
 """
 
 from __future__ import annotations

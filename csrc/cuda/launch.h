@@ -16,7 +16,8 @@ struct Grid {
   int cluster = 1;    // blocks in x that form a cluster
   size_t shared = 0;  // bytes of dynamic shared memory
   // Begins as soon as the launch before it allows, which has to be one of this library's in the same call; the kernel
-  // calls wait_for_launch_before ahead of the first access to what that one, or any before it, writes or reads.
+  // calls wait_for_launch_before ahead of the first access to what that one, or an early one before it, writes or
+  // reads. What came before the last launch that was none has ended.
   bool early = false;
 };
 

@@ -19,9 +19,6 @@
 namespace aim_fast::cuda::tiles {
 namespace {
 
-// CTAs of a multiprocessor, that registers must leave room for.
-template <class T>
-constexpr int kCtas = std::is_same_v<T, float> ? 2 : 3;
 template <class T>
 using ColumnsProduct = Product<T, typename Tilings<T>::Large, Lines::kAcrossDepth, Lines::kAcrossDepth>;
 constexpr int kEdge = 64;                                           // of a tile of any T

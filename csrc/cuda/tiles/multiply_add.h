@@ -20,7 +20,6 @@ struct ThreadTiling {
 
 template <class Tiling_, Lines kLinesA, Lines kLinesB>
 class MultiplyAdd {
-  static constexpr int kFour = kVector<float>;
   // Eight neighbouring lines along the depth are read at once: a vector more for each puts them on different banks.
   template <Lines kLines, int kTile>
   using SideOf = Side<float, kLines, kTile, Tiling_::kDepth, kLines == Lines::kAlongDepth ? kFour : 0>;

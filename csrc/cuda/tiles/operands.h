@@ -7,6 +7,7 @@
 namespace aim_fast::cuda::tiles {
 
 constexpr int kThreads = 256;
+constexpr int kFour = 4;  // neighbours in a row of a product, which a thread takes at once; floats in 16 bytes
 template <class T>
 constexpr int kVector = 16 / sizeof(T);  // elements in 16 bytes
 

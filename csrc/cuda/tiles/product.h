@@ -15,23 +15,17 @@
 
 namespace aim_fast::cuda::tiles {
 
-constexpr int kFour = 4;  // neighbours in a row of C, which an epilogue takes at once
-struct Nothing {};        // that an epilogue loads
+struct Nothing {};  // that an epilogue loads
 
-// What multiplies T.
-template <class T, class Tiling, Lines kLinesA, Lines kLinesB>
-struct UnitOf {
-  using Type = TensorCores<T, Tiling, kLinesA, kLinesB>;
-};
-template <class Tiling, Lines kLinesA, Lines kLinesB>
-struct UnitOf<float, Tiling, kLinesA, kLinesB> {
-  using Type = MultiplyAdd<Tiling, kLinesA, kLinesB>;
-};
+// Of a multiprocessor, that registers must leave room for.
+template <class T>
+constexpr int kCtas = std::is_same_v<T, float> ? 2 : 3;
 
 // kFollows: an early launch, of whose operands A alone comes from the launch before it.
 template <class T, class Tiling, Lines kLinesA, Lines kLinesB, bool kFollows = false>
 class Product {
-  using Unit = typename UnitOf<T, Tiling, kLinesA, kLinesB>::Type;
+  using Unit = std::conditional_t<std::is_same_v<T, float>, MultiplyAdd<Tiling, kLinesA, kLinesB>,
+                                  TensorCores<T, Tiling, kLinesA, kLinesB>>;
   using A = typename Unit::A;
   using B = typename Unit::B;
   static constexpr int kStages = Tiling::kStages;

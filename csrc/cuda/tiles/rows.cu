@@ -6,12 +6,12 @@
 namespace aim_fast::cuda::tiles {
 namespace {
 
-// Of a multiprocessor, that registers must leave room for.
+// As kCtas; the epilogue that adds fp32 rows to y needs more registers.
 template <class T, class Epilogue>
-constexpr int kCtas = std::is_same_v<T, float> || std::is_same_v<Epilogue, Output<true>> ? 2 : 3;
+constexpr int kCtasWith = std::is_same_v<Epilogue, Output<true>> ? 2 : kCtas<T>;
 
 template <class T, class Tiling, Lines kLinesB, bool kFollows, class Epilogue>
-__global__ void __launch_bounds__(kThreads, kCtas<T, Epilogue>)
+__global__ void __launch_bounds__(kThreads, kCtasWith<T, Epilogue>)
     rows_kernel(const AIM_GRID_CONSTANT Call<Epilogue> call) {
   AIM_DYNAMIC_SHARED(memory);
   if constexpr (!kFollows) ptx::allow_next_launch();
