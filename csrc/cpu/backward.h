@@ -9,13 +9,14 @@
 // Tiling    rows in blocks of up to kMaxBlockRows, cut alike for any number of threads
 // Flow      1. weights into panels
 //           2. for each group of blocks: a thread owns a block: dy into lines; dz and h tile by tile; dx tile by tile,
-//              written once; dy, x, dz and h also as operands along the rows; partial sums for the biases
-//           3. then a thread owns a panel of kNR columns of dw1 or G and adds the group's rows to it, run by run
+//              written once; dz and h also as operands along the rows; partial sums for the biases
+//           3. then a thread owns a panel of kNR columns of dw1 or G and adds the group's rows to it, run by run, with
+//              the columns of x or dy packed for it alone
 //           4. the sums are scaled, transposed and rounded into the results
 //           few rows: few_backward.h, some hundred: panel_backward.h
 // Order     sums over rows: within a run of blocks in registers, then run after run. No atomics; the threads only
 //           choose who.
-// Memory    scratch: packed weights, dw1 and G in fp32, a group's operands along the rows; a block of lines a thread
+// Memory    scratch: packed weights, dw1 and G in fp32, a group's dz and h along the rows; a block of lines a thread
 // Work      8 M D H FLOP for all gradients, 2 M D H more when z is computed again
 // Rounding  operands of the products to bf16 where the products are in bf16; results once
 // Source    Adapter of AIM (Yang et al., ICLR 2023)
@@ -48,10 +49,8 @@ class Backward {
         lines_h_(lines_of<Op>(p_.H)),
         panels_d_(ceil_div(p_.D, kNR)),
         panels_h_(ceil_div(p_.H, kNR)),
-        ld_d_(panels_d_ * kNR + kUnits),
-        ld_h_(panels_h_ * kNR + kUnits),
-        part_d_(group_ * paired_units() * ld_d_),
-        part_h_(group_ * paired_units() * ld_h_) {}
+        panel_(group_ * paired_units() * kNR + kUnits),
+        part_h_(panels_h_ * panel_) {}
 
   void run() {
     if (p_.M <= few_rows<Op>) return FewBackward<Op>(p_).run();
@@ -82,7 +81,7 @@ class Backward {
  private:
   static constexpr int64_t kCutFor = 2;  // threads; any number may come
 
-  // A paired buffer of one block: its rows in units, columns with a stride that spreads over the cache's sets.
+  // Of a block, in an operand along the rows.
   int64_t paired_units() const { return units_along<Op>(blocks_.rows); }
   static int64_t panel_units(int64_t lines) { return lines * kLine<Op> * kNR; }
   int64_t weight_panel() const { return round_up(p_.H, kStep) * kNR; }
@@ -100,8 +99,8 @@ class Backward {
     const size_t w2_back = units(need_dz_, panels_h_ * panel_units(lines_d_));
     const size_t w1 = units(!p_.z, panels_h_ * panel_units(lines_d_));
     const size_t w2 = units(bool(p_.dscale), panels_d_ * panel_units(lines_h_));
-    const size_t x = units(dw1, Op::kParts * part_d_);
-    const size_t dy = units(dw2, Op::kParts * part_d_);
+    const size_t x_rows = layout.add(!p_.x ? 0 : group_ * blocks_.rows * sizeof(char*));
+    const size_t dy_rows = layout.add(group_ * blocks_.rows * sizeof(char*));
     const size_t dz = units(dw1, Op::kParts * part_h_);
     const size_t h = units(dw2, Op::kParts * part_h_);
     const size_t dw1_at = floats(dw1, panels_d_ * weight_panel());
@@ -117,7 +116,8 @@ class Backward {
     auto float_at = [&](size_t at) { return reinterpret_cast<float*>(base + at); };
     auto double_at = [&](size_t at) { return reinterpret_cast<double*>(base + at); };
     w1_back_ = unit_at(w1_back), w2_back_ = unit_at(w2_back), w1_ = unit_at(w1), w2_ = unit_at(w2);
-    x_ = unit_at(x), dy_ = unit_at(dy), dz_ = unit_at(dz), h_ = unit_at(h);
+    x_rows_ = reinterpret_cast<char**>(base + x_rows), dy_rows_ = reinterpret_cast<char**>(base + dy_rows);
+    dz_ = unit_at(dz), h_ = unit_at(h);
     dw1_ = float_at(dw1_at), g_ = float_at(g), b1_ = float_at(b1), b2_ = float_at(b2), scale_ = float_at(scale);
     db1_ = double_at(db1), db2_ = double_at(db2), dscale_ = double_at(dscale);
     db1_parts_ = double_at(db1_parts), db2_parts_ = double_at(db2_parts), dscale_parts_ = double_at(dscale_parts);
@@ -176,7 +176,8 @@ class Backward {
     Unit* h_lines = reinterpret_cast<Unit*>(base + f_at);
     float* z_again = reinterpret_cast<float*>(base + z_at);
 
-    char *dy_rows[kMaxBlockRows], *x_rows[kMaxBlockRows], *dx_rows[kMaxBlockRows], *z_rows[kMaxBlockRows];
+    char **dy_rows = dy_rows_ + i * blocks_.rows, **x_rows = x_rows_ + i * blocks_.rows;
+    char *dx_rows[kMaxBlockRows], *z_rows[kMaxBlockRows];
     float factors[kMaxBlockRows];
     const Dtype z_dtype = p_.z ? p_.z.dtype : Dtype::kFloat32;
     row_pointers(p_.dy, first, count, dy_rows);
@@ -201,11 +202,6 @@ class Backward {
       };
       block_product<Op>(count, p_.H, lines_d_, lines, w1_, [](auto...) {}, z_tile);
     }
-    const int64_t units = units_along<Op>(count);
-    const int64_t at = i * paired_units() * ld_d_, width = panels_d_ * kNR;
-    if (p_.dw1) pack_paired<Op>(x_rows, count, p_.D, 0, width, p_.x.dtype, x_rounding, units, x_ + at, ld_d_, part_d_);
-    if (p_.dw2)
-      pack_paired<Op>(dy_rows, count, p_.D, 0, width, p_.dy.dtype, Dtype::kFloat32, units, dy_ + at, ld_d_, part_d_);
     if (p_.db2) {
       double* db2 = db2_parts_ + i * panels_d_ * kNR;
       zero(db2, panels_d_ * kNR);
@@ -223,16 +219,15 @@ class Backward {
     }
     double* db1 = p_.db1 ? db1_parts_ + i * panels_h_ * kNR : nullptr;
     if (db1) zero(db1, panels_h_ * kNR);
-    Unit* dz_left = p_.dw1 ? dz_ + i * paired_units() * ld_h_ : nullptr;
-    Unit* h_left = p_.dw2 ? h_ + i * paired_units() * ld_h_ : nullptr;
     auto hidden_tile = [&](int64_t m, int64_t rows, int64_t n, int64_t columns, float* c) {
       alignas(64) float h[kMR * kNR] = {};  // an odd tile pairs its last row with one of zeros
       const Span sum = hidden_gradient(p_, z_rows + m, z_dtype, factors + m, rows, n, columns, c, h);
       if (db1) accumulate(sum, db1 + n);
       if (p_.dx) store_lines<Op>(c, rows, n, dz + m * lines_h_ * kLine<Op>);
       if (p_.dscale) store_lines<Op>(h, rows, n, h_lines + m * lines_h_ * kLine<Op>);
-      if (dz_left) store_left<Op>(c, rows, dz_left + m / Op::kPerUnit * ld_h_ + n * kLeft, ld_h_, part_h_);
-      if (h_left) store_left<Op>(h, rows, h_left + m / Op::kPerUnit * ld_h_ + n * kLeft, ld_h_, part_h_);
+      const int64_t along = n / kNR * panel_ + (i * paired_units() + m / Op::kPerUnit) * kNR;
+      if (p_.dw1) store_left<Op>(c, rows, dz_ + along, part_h_);
+      if (p_.dw2) store_left<Op>(h, rows, h_ + along, part_h_);
     };
     // Without dz the product over no lines gives dh = 0, and its epilogue h.
     block_product<Op>(count, p_.H, need_dz_ ? lines_d_ : 0, lines, w2_back_, [](auto...) {}, hidden_tile);
@@ -248,16 +243,14 @@ class Backward {
 
     map_rows(dx_rows, count, p_.D, p_.M, p_.dx.dtype);
     const bool exact = !p_.scale && Op::holds(p_.dy.dtype);  // dy as it is in its lines
-    // What the block after this one reads; near the end, this block again.
-    char *next_x[kMaxBlockRows], *next_dy[kMaxBlockRows];
+    // The dy that the block after this one reads; near the end, this block's again.
+    char* next_dy[kMaxBlockRows];
     const int64_t ahead = first + p_.threads * blocks_.rows, next = ahead + count <= p_.M ? ahead : first;
     constexpr bool kFetch = Op::kParts == 1;
-    if (kFetch && p_.dw1) row_pointers(p_.x, next, count, next_x);
     if (kFetch) row_pointers(p_.dy, next, count, next_dy);
     auto fetch_tile = [&](int64_t m, int64_t rows, int64_t n) {
       prefetch_columns<For::kWriting>(dx_rows + m, rows, n, p_.dx.dtype);
       if constexpr (!kFetch) return;
-      if (p_.dw1) prefetch_columns<For::kReading>(next_x + m, rows, n, p_.x.dtype);
       prefetch_columns<For::kReading>(next_dy + m, rows, n, p_.dy.dtype);
     };
     auto dx_tile = [&](int64_t m, int64_t rows, int64_t n, int64_t columns, float* c) {
@@ -274,14 +267,14 @@ class Backward {
     if (!(of_w1 ? p_.dw1 : p_.dw2)) return;
     i %= panels_d_;
     const Unit* left = of_w1 ? dz_ : h_;
-    const Unit* right = (of_w1 ? x_ : dy_) + i * kNR;
+    const Columns right = of_w1 ? Columns{x_rows_, p_.D, i * kNR, p_.x.dtype, rounding(p_.x.dtype, p_.dtype)}
+                                : Columns{dy_rows_, p_.D, i * kNR, p_.dy.dtype, Dtype::kFloat32};
     float* sums = (of_w1 ? dw1_ : g_) + i * weight_panel();
     const int64_t rows = least(group_ * blocks_.rows, p_.M - first_block * blocks_.rows);
-    const int64_t step = run_ * blocks_.rows;
-    for (int64_t m = 0; m < rows; m += step) {
-      const int64_t u = m / Op::kPerUnit, units = units_along<Op>(least(step, rows - m));
-      add_rows<Op>(units, {left + u * ld_h_, ld_h_, part_h_}, {right + u * ld_d_, ld_d_, part_d_}, p_.H, sums);
-    }
+    const int64_t run = run_ * blocks_.rows;
+    Unit* panel =
+        reinterpret_cast<Unit*>(scratch(Scratch::kBlock, Op::kParts * units_along<Op>(run) * kNR * sizeof(Unit)));
+    add_rows<Op>(rows, run, {left, panel_, part_h_}, right, p_.H, panel, sums);
   }
 
   // Panel i of the sums into the results.
@@ -297,8 +290,10 @@ class Backward {
   // hold whole runs, so that the sums do not depend on the number of threads.
   const int64_t run_;
   const int64_t group_;  // blocks that share the paired buffers
-  const int64_t lines_d_, lines_h_, panels_d_, panels_h_, ld_d_, ld_h_, part_d_, part_h_;
-  Unit *w1_back_, *w2_back_, *w1_, *w2_, *x_, *dy_, *dz_, *h_;
+  const int64_t lines_d_, lines_h_, panels_d_, panels_h_;
+  const int64_t panel_, part_h_;  // strides of the operands along the rows
+  Unit *w1_back_, *w2_back_, *w1_, *w2_, *dz_, *h_;
+  char **x_rows_, **dy_rows_;  // of the group
   float *dw1_, *g_, *b1_, *b2_, *scale_;
   double *db1_, *db2_, *dscale_, *db1_parts_, *db2_parts_, *dscale_parts_;
 };

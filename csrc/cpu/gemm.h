@@ -5,8 +5,9 @@
 //
 //   lines   [tile][line][part][kMR][kUnits]   left operand of a product along columns: constant displacements
 //   panel   [line][part][kUnits][kNR]         right operand: kNR columns, the summed dimension outermost
-//   paired  [part][unit of rows][column]      right operand of a product along rows (weight gradients)
-//   left    [part][unit of rows][column]      its left operand; with matrix tiles [part][line of rows][column][kUnits]
+//   paired  [part][unit of rows][kNR]         right operand of a product along rows (weight gradients): kNR columns
+//   left    [part][panel][unit of rows][kNR]  its left operand, panel by panel; with matrix tiles [unit of rows][kNR]
+//                                             becomes [line of rows][kNR][kUnits]
 //
 // An operand has one part, or several whose sum it is.
 //
@@ -116,12 +117,17 @@ constexpr int kLeft = kMatrixTiles ? kUnits : 1;
 template <class Op>
 constexpr int kLine = kUnits * Op::kParts;
 
-// An operand of a product along rows: units, the stride from one unit of rows to the next, and from part to part.
+// An operand of a product along rows: units, the strides from one panel of kNR columns to the next (a right operand is
+// one) and from part to part.
 template <class Op>
 struct Along {
   const typename Op::Unit* units;
-  int64_t ld, part;
+  int64_t panel, part;
+
+  // Column n of a left operand; kStep columns, and all of a tile of matrix tiles, lie in one panel.
+  const typename Op::Unit* column(int64_t n) const { return units + n / kNR * panel + n % kNR * kLeft; }
 };
+static_assert(kNR % kStep == 0 && (!kMatrixTiles || kNR % kMR == 0));
 
 #if defined(AIM_FAST_AMX)
 
@@ -136,14 +142,14 @@ void tile_columns(int64_t lines, const typename Op::Unit* a, const typename Op::
   sums.store(c, kNR);
 }
 
-// c [R, kNR] += a^T b over units of rows: a left, b paired; zero up to whole lines.
+// c [R, kNR] += a^T b over units of rows: a left, from column n on, b paired; zero up to whole lines.
 template <class Op, int R>
-void tile_rows(int64_t units, const Along<Op>& left, const Along<Op>& right, float* c) {
+void tile_rows(int64_t units, const Along<Op>& left, int64_t n, const Along<Op>& right, float* c) {
   Matrix::Sums<R / Matrix::kRows> sums;
   sums.zero();
-  const typename Op::Unit *a = left.units, *b = right.units;
-  for (int64_t u = 0; u < units; u += kUnits, a += kUnits * left.ld, b += kUnits * right.ld) {
-    sums.template multiply<Op::kParts>(a, kUnits, left.part, b, right.ld, right.part);
+  const typename Op::Unit *a = left.column(n), *b = right.units;
+  for (int64_t u = 0; u < units; u += kUnits, a += kUnits * kNR, b += kUnits * kNR) {
+    sums.template multiply<Op::kParts>(a, kUnits, left.part, b, kNR, right.part);
   }
   // Short sums first lose less.
   alignas(64) float sum[R * kNR];
@@ -178,18 +184,19 @@ void tile_columns(int64_t lines, const typename Op::Unit* a, const typename Op::
   }
 }
 
-// c [R, kNR] += a^T b over units of rows: a left, b paired.
+// c [R, kNR] += a^T b over units of rows: a left, from column n on, b paired.
 template <class Op, int R>
-void tile_rows(int64_t units, const Along<Op>& left, const Along<Op>& right, float* c) {
+void tile_rows(int64_t units, const Along<Op>& left, int64_t n, const Along<Op>& right, float* c) {
   using Vec = typename Op::Vec;
-  const typename Op::Unit *a = left.units, *b = right.units;
+  const typename Op::Unit *a[R / kStep], *b = right.units;
+  for (int i = 0; i < R / kStep; ++i) a[i] = left.column(n + i * kStep);
   Float sum[R][2] = {};
 #pragma GCC unroll 4
-  for (int64_t u = 0; u < units; ++u, a += left.ld, b += right.ld) {
+  for (int64_t u = 0; u < units; ++u, b += kNR) {
     Vec b0 = load_vector<Vec>(b), b1 = load_vector<Vec>(b + kLanes);
     AIM_FAST_UNROLL
     for (int r = 0; r < R; ++r) {
-      Vec v = Op::broadcast(a + r);
+      Vec v = Op::broadcast(a[r / kStep] + u * kNR + r % kStep);
       sum[r][0] = Op::multiply_add(sum[r][0], v, b0);
       sum[r][1] = Op::multiply_add(sum[r][1], v, b1);
     }

@@ -87,14 +87,37 @@ constexpr int64_t units_along(int64_t rows) {
   return round_up(ceil_div(rows, Op::kPerUnit), kLeft);
 }
 
-// sums [H, kNR] += left^T right, over units of rows.
+// Columns [first, first + kNR) of the rows of x or dy, n wide.
+struct Columns {
+  char* const* rows;
+  int64_t n, first;
+  Dtype dtype, round_to;
+};
+
+// sums [H, kNR] += left^T right, `run` of `count` rows at a time. panel: room for a run paired. The panel that this
+// thread is likely to pack next is brought nearer meanwhile. Operands in panels lie on few pages: rows of whole
+// tensors, packed beforehand for all threads, lay on one each. Measured beside that: EPYC (Zen 3), one thread, the
+// backward takes 0.92 of the time at M = 1576, D = 768, H = 192, 0.90 at M = 12608, 0.89 at M = 4112, D = 1024, H =
+// 512; without bringing nearer 0.95, 0.98, 0.89.
 template <class Op>
-void add_rows(int64_t units, const Along<Op>& left, const Along<Op>& right, int64_t H, float* sums) {
-  for (int64_t n = 0; n < H; n += kMR) {
-    with_height(least<int64_t>(kMR, H - n), [&](auto height) {
-      tile_rows<Op, decltype(height)::value>(units, {left.units + n * kLeft, left.ld, left.part}, right,
-                                             sums + n * kNR);
-    });
+void add_rows(int64_t count, int64_t run, const Along<Op>& left, const Columns& right, int64_t H,
+              typename Op::Unit* panel, float* sums) {
+  const int64_t part = units_along<Op>(run) * kNR;
+  const bool fetch = Op::kParts == 1 && right.first + 2 * kNR <= right.n;
+  for (int64_t m = 0; m < count; m += run) {
+    char* const* rows = right.rows + m;
+    const int64_t some = least(run, count - m), units = units_along<Op>(some);
+    pack_paired<Op>(rows, some, right.n, right.first, right.dtype, right.round_to, units, panel, part);
+    const Along<Op> from{left.units + m / Op::kPerUnit * kNR, left.panel, left.part};
+    const int64_t share = ceil_div(some * kMR, H);
+    for (int64_t n = 0, next = 0; n < H; n += kMR, next += share) {
+      if (fetch && next < some) {
+        prefetch_columns<For::kReading>(rows + next, least(share, some - next), right.first + kNR, right.dtype);
+      }
+      with_height(least<int64_t>(kMR, H - n), [&](auto height) {
+        tile_rows<Op, decltype(height)::value>(units, from, n, {panel, part, part}, sums + n * kNR);
+      });
+    }
   }
 }
 

@@ -63,32 +63,31 @@ void pack_lines(char* const* rows, int64_t count, int64_t n, Dtype dtype, Dtype 
   }
 }
 
-// Columns [first, first + columns) of the rows [count][n], paired: out[u * ld + j] holds rows kPerUnit u and on, and
-// `part` further on their next part. Units up to `units` and columns beyond n are zero. Row by row, since that is how
-// memory streams.
+// Columns [first, first + kNR) of the rows [count][n], paired, as one panel: out[u * kNR + j] holds rows kPerUnit u and
+// on, and `part` further on their next part. Units up to `units` and columns beyond n are zero.
 template <class Op>
-void pack_paired(char* const* rows, int64_t count, int64_t n, int64_t first, int64_t columns, Dtype dtype,
-                 Dtype round_to, int64_t units, typename Op::Unit* out, int64_t ld, int64_t part) {
+void pack_paired(char* const* rows, int64_t count, int64_t n, int64_t first, Dtype dtype, Dtype round_to, int64_t units,
+                 typename Op::Unit* out, int64_t part) {
   with_dtype(dtype, [&](auto storage) {
     using S = decltype(storage);
     using Element = typename S::Element;
     constexpr int kLast = Op::kPerUnit - 1;
-    for (int64_t u = 0; u < units; ++u, out += ld) {
-      const Element* row[Op::kPerUnit];
-      for (int i = 0; i <= kLast; ++i) {
-        const int64_t m = u * Op::kPerUnit + i;
-        row[i] = m < count ? reinterpret_cast<const Element*>(rows[m]) + first : nullptr;
-      }
-      const int64_t whole = row[kLast] ? least(columns, (n - first) / kLanes * kLanes) : 0;
-      for (int64_t j = 0; j < whole; j += kLanes) {
-        store_units<Op>(out + j, part, Op::template from_pair<S>(row[0] + j, row[kLast] + j, round_to));
-      }
-      for (int64_t j = whole; j < columns; j += kLanes) {
-        Element edge[Op::kPerUnit][kLanes] = {};
-        for (int i = 0; i <= kLast; ++i) {
-          for (int k = 0; row[i] && k < least<int64_t>(kLanes, n - first - j); ++k) edge[i][k] = row[i][j + k];
+    const int64_t columns = least<int64_t>(kNR, n - first);
+    for (int64_t m = 0; m < units * Op::kPerUnit; m += Op::kPerUnit, out += kNR) {
+      const auto row = [&](int64_t r) { return reinterpret_cast<const Element*>(rows[r]) + first; };
+      const auto store = [&](const Element* even, const Element* odd) {
+        for (int j = 0; j < kNR; j += kLanes) {
+          store_units<Op>(out + j, part, Op::template from_pair<S>(even + j, odd + j, round_to));
         }
-        store_units<Op>(out + j, part, Op::template from_pair<S>(edge[0], edge[kLast], round_to));
+      };
+      if (m + kLast < count && columns == kNR) {
+        store(row(m), row(m + kLast));
+      } else {
+        Element edge[Op::kPerUnit][kNR] = {};
+        for (int i = 0; i < Op::kPerUnit && m + i < count; ++i) {
+          for (int64_t j = 0; j < columns; ++j) edge[i][j] = row(m + i)[j];
+        }
+        store(edge[0], edge[kLast]);
       }
     }
   });
@@ -143,7 +142,7 @@ void pack_panel(const Array& w, int64_t K, int64_t N, int64_t first, Dtype dtype
   for (int64_t line = 0; line < lines_of<Op>(K); ++line, out += kLine<Op> * kNR) {
     const int64_t k = line * kRows, count = k < K ? least<int64_t>(kRows, K - k) : 0;
     for (int64_t i = 0; i < count; ++i) rows[i] = w.data + (k + i) * N * element_size(w.dtype);
-    pack_paired<Op>(rows, count, N, first, kNR, w.dtype, rounding(w.dtype, dtype), kUnits, out, kNR, kUnits * kNR);
+    pack_paired<Op>(rows, count, N, first, w.dtype, rounding(w.dtype, dtype), kUnits, out, kUnits * kNR);
   }
 }
 

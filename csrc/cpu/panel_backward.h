@@ -27,8 +27,8 @@ class PanelBackward {
         lines_d_(lines_of<Op>(p_.D)),
         lines_h_(lines_of<Op>(p_.H)),
         width_h_(round_up(p_.H, kNR)),
-        ld_h_(width_h_ + kUnits),
-        part_h_(units_along<Op>(p_.M) * ld_h_) {}
+        along_(units_along<Op>(p_.M) * kNR),
+        part_h_(width_h_ / kNR * along_) {}
 
   void run() {
     allocate();
@@ -116,11 +116,11 @@ class PanelBackward {
       alignas(64) float h[kMR * kNR] = {};  // an odd tile pairs its last row with one of zeros
       const Span sum = hidden_gradient(p_, z_rows_ + m, z_dtype_, factors_ + m, rows, first, columns, c, h);
       accumulate(sum, db1_ + first);
-      const int64_t line = m * lines_h_ * kLine<Op>, along = m / Op::kPerUnit * ld_h_ + first * kLeft;
+      const int64_t line = m * lines_h_ * kLine<Op>, along = first / kNR * along_ + m / Op::kPerUnit * kNR;
       if (p_.dx) store_lines<Op>(c, rows, first, dz_lines_ + line);
       if (p_.dscale) store_lines<Op>(h, rows, first, h_lines_ + line);
-      if (p_.dw1) store_left<Op>(c, rows, dz_ + along, ld_h_, part_h_);
-      if (p_.dw2) store_left<Op>(h, rows, h_ + along, ld_h_, part_h_);
+      if (p_.dw1) store_left<Op>(c, rows, dz_ + along, part_h_);
+      if (p_.dw2) store_left<Op>(h, rows, h_ + along, part_h_);
     };
     if (need_dz_) pack_panel<Op>(p_.w2, p_.D, p_.H, first, p_.dtype, own.panel);
     // Without dz the product over no lines gives dh = 0, and its epilogue h.
@@ -132,8 +132,8 @@ class PanelBackward {
   void outer(int64_t first) {
     const Matrix matrix;
     const int64_t columns = least<int64_t>(kNR, p_.D - first);
-    // The panel holds one of w1, then rows along; the floats a panel of sums.
-    const int64_t lines_along = ceil_div(units_along<Op>(p_.M), kUnits);
+    // The panel holds one of w1, then a run of rows; the floats a panel of sums.
+    const int64_t lines_along = ceil_div(units_along<Op>(kRunRows<Op>), kUnits);
     const ThreadPanel<Op> own(lines_h_ < lines_along ? lines_along : lines_h_, round_up(p_.H, kStep) * kNR);
     if (p_.dx) {
       pack_panel<Op>(p_.w1, p_.H, p_.D, first, p_.dtype, own.panel);
@@ -143,11 +143,11 @@ class PanelBackward {
       block_product<Op>(p_.M, columns, lines_h_, dz_lines_, own.panel, [](auto...) {}, tile);
     }
     if (p_.dw1) {
-      weights(x_rows_, p_.x.dtype, rounding(p_.x.dtype, p_.dtype), dz_, first, own);
+      weights({x_rows_, p_.D, first, p_.x.dtype, rounding(p_.x.dtype, p_.dtype)}, dz_, own);
       store_dw1(p_, first, own.row);
     }
     if (p_.dw2) {
-      weights(dy_rows_, p_.dy.dtype, Dtype::kFloat32, h_, first, own);
+      weights({dy_rows_, p_.D, first, p_.dy.dtype, Dtype::kFloat32}, h_, own);
       store_dw2(p_, first, scale_, own.row);
     }
     for (int j = 0; j < kNR; ++j) db2_[first + j] = dscale_[first + j] = 0.0;
@@ -160,22 +160,16 @@ class PanelBackward {
     block_product<Op>(p_.M, columns, lines_h_, h_lines_, own.panel, [](auto...) {}, tile);
   }
 
-  // own.row [H, kNR] = left^T times a panel of the rows' columns.
-  void weights(char* const* rows, Dtype dtype, Dtype round_to, const Unit* left, int64_t first,
-               const ThreadPanel<Op>& own) const {
-    const int64_t units = units_along<Op>(p_.M), part = units * kNR;
-    pack_paired<Op>(rows, p_.M, p_.D, first, kNR, dtype, round_to, units, own.panel, kNR, part);
+  // own.row [H, kNR] = left^T right.
+  void weights(const Columns& right, const Unit* left, const ThreadPanel<Op>& own) const {
     __builtin_memset(own.row, 0, round_up(p_.H, kStep) * kNR * sizeof(float));
-    for (int64_t m = 0; m < p_.M; m += kRunRows<Op>) {
-      const int64_t u = m / Op::kPerUnit;
-      add_rows<Op>(units_along<Op>(least(kRunRows<Op>, p_.M - m)), {left + u * ld_h_, ld_h_, part_h_},
-                   {own.panel + u * kNR, kNR, part}, p_.H, own.row);
-    }
+    add_rows<Op>(p_.M, kRunRows<Op>, {left, along_, part_h_}, right, p_.H, own.panel, own.row);
   }
 
   const BackwardParams& p_;
   const bool need_dz_, need_h_;
-  const int64_t lines_d_, lines_h_, width_h_, ld_h_, part_h_;
+  const int64_t lines_d_, lines_h_, width_h_;
+  const int64_t along_, part_h_;  // strides of the operands along the rows: between panels, between parts
   char *dy_rows_[kMaxPanelRows], *x_rows_[kMaxPanelRows], *dx_rows_[kMaxPanelRows], *z_rows_[kMaxPanelRows];
   float factors_[kMaxPanelRows];
   Dtype z_dtype_;

@@ -168,13 +168,13 @@ AIM_FAST_INLINE void store_lines(const float* c, int64_t count, int64_t n, typen
   }
 }
 
-// Tile rows to the left operand of a product along rows: out is the place of the tile's first row and column, ld its
-// stride between units, `part` that between parts.
+// Tile rows to the left operand of a product along rows: out is the place of the tile's first row and column, `part`
+// the stride between parts.
 template <class Op>
-AIM_FAST_INLINE void store_left(const float* c, int64_t rows, typename Op::Unit* out, int64_t ld, int64_t part) {
+AIM_FAST_INLINE void store_left(const float* c, int64_t rows, typename Op::Unit* out, int64_t part) {
 #if defined(AIM_FAST_AMX)
   alignas(64) const float zeros[kLanes] = {};
-  for (int64_t first = 0; first < rows; first += kUnits * Op::kPerUnit, out += kUnits * ld) {
+  for (int64_t first = 0; first < rows; first += kUnits * Op::kPerUnit, out += kUnits * kNR) {
     for (int j = 0; j < kNR; j += kLanes) {
       typename Op::Vec v[Op::kParts][kUnits] = {};
       for (int u = 0; u < kUnits && first + 2 * u < rows; ++u) {
@@ -190,7 +190,7 @@ AIM_FAST_INLINE void store_left(const float* c, int64_t rows, typename Op::Unit*
     }
   }
 #else
-  for (int64_t r = 0; r < rows; r += Op::kPerUnit, out += ld) {
+  for (int64_t r = 0; r < rows; r += Op::kPerUnit, out += kNR) {
     for (int j = 0; j < kNR; j += kLanes) {
       const float* even = c + r * kNR + j;
       store_units<Op>(out + j, part, Op::pair_floats(even, even + kNR));
