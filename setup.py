@@ -14,6 +14,8 @@ kernels, and the file's "cuda" says why.
     AIM_FAST_SANITIZE=address,undefined    build build/sanitize/libaim_fast.so instead, for `make sanitize`
     AIM_FAST_EMULATE=1        build build/emulated/libaim_fast.so instead, whose CUDA kernels run on the CPU, for tests
     AIM_FAST_EMULATE=WORD     the same, and leave instances as they are whose names do not contain the word
+    AIM_FAST_EMULATE=isa      build build/isa/libaim_fast.so instead, whose CPU kernels for AVX-512 and AMX run on a
+                              processor that has AVX2, for tests
     AIM_FAST_CUDA_ARCHS       what nvcc compiles for, by default 80,90a; GPUs beyond the list translate what is for the
                               lowest. The kernels of csrc/cuda/hopper need 90a. Empty for no CUDA kernels
     CUDA_HOME                 where nvcc is; else the one on the PATH, else /usr/local/cuda
@@ -40,7 +42,7 @@ from setuptools.command.build_ext import build_ext
 
 # The folder is in a source archive; nobody but this file imports from it.
 sys.path.insert(0, str(Path(__file__).resolve().parent / "csrc"))
-from ninja_file import LIBRARY, Cuda, ninja_file, number
+from ninja_file import EMULATE_ISA, LIBRARY, Cuda, ninja_file, number
 
 TORCH_NEEDED = (2, 10)
 SOURCES = sorted(str(path) for suffix in ("cpp", "cu") for path in Path("csrc").glob(f"**/*.{suffix}"))
@@ -136,7 +138,8 @@ class BuildLibrary(build_ext):
     def run(self) -> None:
         mode, sanitize = os.environ.get("AIM_FAST_BUILD", "auto"), os.environ.get("AIM_FAST_SANITIZE", "")
         emulate = os.environ.get("AIM_FAST_EMULATE", "")
-        folder = Path("build", "sanitize" if sanitize else "emulated" if emulate else "native")
+        isa = emulate == EMULATE_ISA
+        folder = Path("build", "sanitize" if sanitize else "isa" if isa else "emulated" if emulate else "native")
         info: dict[str, object] = {"built": False, "reason": None, "torch": None, "compiler": None, "seconds": None}
         info["cuda"] = None
         try:
@@ -148,7 +151,7 @@ class BuildLibrary(build_ext):
             torch, info["torch"] = find_torch()
             cuda, left_out = None, "not built with sanitizers"
             try:
-                cuda = find_cuda(emulate=bool(emulate)) if not sanitize else None
+                cuda = find_cuda(emulate=bool(emulate)) if not sanitize and not isa else None
             except CannotBuildError as error:
                 left_out = str(error)
                 if emulate:

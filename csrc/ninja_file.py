@@ -5,6 +5,7 @@ csrc/cuda/**/*.cu                nvcc, for every architecture of the list, and P
 csrc/cuda/hopper/**/*.cu         nvcc, for sm_90a alone; left out, by AIM_FAST_CUDA_ARCHS in csrc/cuda/device.h, when
                                  the list has no 90a: a call then goes to ampere's kernels
 emulated                         nothing but the CUDA part, all of it by the C++ compiler, to run on the CPU
+emulated, "isa"                  nothing of the CUDA part; AVX-512 and AMX played by what AVX2 has
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from typing import NamedTuple
 
 LIBRARY = "libaim_fast.so"
 HOPPER = "90a"
+EMULATE_ISA = "isa"
 
 # gcc 12 warns of its own AVX-512 headers otherwise.
 WARNINGS = "-Wall -Wextra -Werror=return-type -Wno-maybe-uninitialized -Wno-unknown-warning-option"
@@ -43,6 +45,15 @@ X86_FLAGS = {
     "isa_avx512_bf16": f"{AVX512} -mavx512bf16",
     "isa_amx": f"{AVX512} -mavx512bf16",  # the tiles' instructions are spelled out: gcc 10 has no flag for them
 }
+# The same for a library of emulated instruction sets: headers of tests/emulator stand in for the instructions.
+_TWINS = "-w -Wno-psabi -mavx2 -mfma -mf16c -DAIM_FAST_EMULATED -Itests/emulator -include tests/emulator"
+EMULATED_X86_FLAGS = {
+    "isa_avx512": f"{_TWINS}/avx512.h",
+    "isa_avx512_bf16": f"{_TWINS}/avx512_bf16.h",
+    "isa_amx": f"{_TWINS}/avx512_bf16.h",
+    "kernels": "-DAIM_FAST_EMULATED",
+}
+EMULATED_ISA_FLAGS = "-O1 -fexpensive-optimizations"  # quick to compile, yet with fused multiply-adds
 
 
 _OF_COMPILING = ["  depfile = $out.d", "  deps = gcc", "  description = $in"]
@@ -89,7 +100,7 @@ def ninja_file(
     """Rules to compile and to link, and an edge per source file.
 
     torch, folder: of torch, and where objects and library go. sanitize: sanitizers for -fsanitize. cuda: None leaves
-    the CUDA part out. emulate: needs the headers of cuda; but for "1", a word without which in its name an instance
+    the CUDA part out. emulate: "isa"; or, with the headers of cuda, "1" or a word without which in its name an instance
     that was compiled before is left as it is.
     """
     x86 = platform.machine().lower() in ("x86_64", "amd64")
@@ -126,9 +137,12 @@ def ninja_file(
     objects = []
     for source in map(Path, sources):
         of_cuda = "cuda" in source.parts or source.stem == "binding_cuda"
-        if (of_cuda and not cuda) or (emulate and not of_cuda) or (source.stem in X86_FLAGS and not x86):
+        left_out = not cuda if of_cuda else emulate not in ("", EMULATE_ISA)
+        if left_out or (source.stem in X86_FLAGS and not x86):
             continue
         rule, extra = "compile", X86_FLAGS.get(source.stem, "")
+        if emulate == EMULATE_ISA:
+            extra = f"{EMULATED_ISA_FLAGS} {EMULATED_X86_FLAGS.get(source.stem, extra)}"
         if source.stem.startswith("binding"):
             extra = torch_flags
         elif source.suffix == ".cu" and emulate:

@@ -1,6 +1,7 @@
-"""Builds the library whose CUDA kernels run on the CPU, and starts processes that use it.
+"""Builds the libraries of emulated kernels, and starts processes that use the one whose CUDA kernels run on the CPU.
 
-The kernels are the GPU's own sources; tests/emulator runs them. It needs the headers of the CUDA toolkit, and no GPU.
+The kernels are the package's own sources; tests/emulator runs them. The CUDA kernels need the headers of the CUDA
+toolkit, and no GPU; the CPU's kernels for AVX-512 and AMX, a library of their own, a processor with AVX2.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 LIBRARY = ROOT / "build" / "emulated" / "libaim_fast.so"
+ISA_LIBRARY = ROOT / "build" / "isa" / "libaim_fast.so"
 EAGER, LAZY, RANDOM = range(3)  # when asynchronous work takes effect, as cuda_emulate has it
 
 
@@ -42,15 +44,16 @@ def compiler() -> list[str]:
     return [*command, "-std=c++20", "-march=native", "-fPIC", "-fno-strict-aliasing", "-w", *include]
 
 
-def build() -> None:
-    """Bring the library up to date; a second process waits for the first."""
-    LIBRARY.parent.mkdir(parents=True, exist_ok=True)
-    with open(LIBRARY.parent / "lock", "w") as lock:
+def build(library: Path = LIBRARY) -> None:
+    """Bring one of the libraries up to date; a second process waits for the first."""
+    which = os.environ.get("AIM_FAST_EMULATE", "1") if library == LIBRARY else "isa"
+    library.parent.mkdir(parents=True, exist_ok=True)
+    with open(library.parent / "lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         done = subprocess.run(
             [sys.executable, "setup.py", "-q", "build_ext", "--inplace"],
             cwd=ROOT,
-            env={"AIM_FAST_EMULATE": "1"} | os.environ | {"AIM_FAST_BUILD": "require"},
+            env=os.environ | {"AIM_FAST_BUILD": "require", "AIM_FAST_EMULATE": which},
             text=True,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,

@@ -11,7 +11,7 @@ import cuda_mutations
 class Mutation:
     """`old` stands exactly once in `file`; with `new` in its place the pytest arguments `tests` have to fail.
 
-    needs: the instruction set without which the fault cannot show.
+    needs: the instruction set without which the fault cannot show; it is planted in the library that emulates it.
     """
 
     name: str
@@ -39,6 +39,7 @@ def _only(file: str, *words: str) -> tuple[str, ...]:
 CHECKS, DISPATCH, FUNCTIONAL = _only("checks"), _only("dispatch"), _only("functional")
 MIXED, MODULE, CHANGES, OPS = _only("mixed"), _only("module"), _only("module_changes"), _only("ops")
 NONFINITE, NUMERICS, REFERENCE = _only("nonfinite"), _only("numerics"), _only("reference")
+AMX_NUMERICS = _only("numerics", "amx")
 SAVED, TESTING, THREADS = _only("saved_memory"), _only("testing"), _only("threads")
 COMPILE, DISTRIBUTED = _only("compile"), _only("distributed")
 EXPORT, TRANSFORMS = _only("export"), _only("transforms")
@@ -344,18 +345,18 @@ _KERNELS = (
     ("step_does_not_wait", "csrc/binding.cpp", "done.load(std::memory_order_acquire) < count;",
      "done.load(std::memory_order_acquire) < 0;", THREADS),
     # Products on matrix tiles, of operands in parts.
-    ("amx_columns_of_b", "csrc/cpu/matrix.h", "fill<7>(b + part * b_part + 16, b_stride);", "fill<7>(b + part * b_part, b_stride);", NUMERICS, "amx"),
-    ("amx_sums_not_cleared", "csrc/cpu/gemm.h", "  sums.zero();\n  for (", "  for (", NUMERICS, "amx"),
-    ("amx_sums_replaced", "csrc/cpu/gemm.h", "load_vector<Float>(c + i) + load_vector<Float>(sum + i)", "load_vector<Float>(sum + i)", NUMERICS, "amx"),
-    ("amx_units_not_turned", "csrc/cpu/rows.h", "        transpose(v[i]);\n", "", NUMERICS, "amx"),
-    ("amx_lines_of_rows_not_padded", "csrc/cpu/rows.h", "first + 2 * u < rows; ++u) {", "first + 2 * u < rows - 1; ++u) {", NUMERICS, "amx"),
-    ("split_without_middle_parts", "csrc/cpu/matrix.h", "if constexpr (kParts > 1) right(1), multiply();", "", NUMERICS, "amx"),
-    ("split_in_two", "csrc/cpu/split.h", "(rest - (Float)(second & kUpper))", "Float{}", NUMERICS, "amx"),
+    ("amx_columns_of_b", "csrc/cpu/matrix.h", "load<7>(b + part * b_part + 16, b_stride);", "load<7>(b + part * b_part, b_stride);", AMX_NUMERICS, "amx"),
+    ("amx_sums_not_cleared", "csrc/cpu/gemm.h", "  sums.zero();\n  for (", "  for (", AMX_NUMERICS, "amx"),
+    ("amx_sums_replaced", "csrc/cpu/gemm.h", "load_vector<Float>(c + i) + load_vector<Float>(sum + i)", "load_vector<Float>(sum + i)", AMX_NUMERICS, "amx"),
+    ("amx_units_not_turned", "csrc/cpu/rows.h", "        transpose(v[i]);\n", "", AMX_NUMERICS, "amx"),
+    ("amx_lines_of_rows_not_padded", "csrc/cpu/rows.h", "first + 2 * u < rows; ++u) {", "first + 2 * u < rows - 1; ++u) {", AMX_NUMERICS, "amx"),
+    ("split_without_middle_parts", "csrc/cpu/matrix.h", "if constexpr (kParts > 1) right(1), multiply();", "", AMX_NUMERICS, "amx"),
+    ("split_in_two", "csrc/cpu/split.h", "(rest - (Float)(second & kUpper))", "Float{}", AMX_NUMERICS, "amx"),
     ("split_inf_lost", "csrc/cpu/split.h", "rest = rest == rest ? rest : Float{};", "", NONFINITE, "amx"),
     ("split_rows_not_mended", "csrc/cpu/mend.h", "if (is_finite(all)) return;", "return;", NONFINITE, "amx"),
     ("split_first_row_mended", "csrc/cpu/mend.h", "dot_product(left(r),", "dot_product(left(0),", NONFINITE, "amx"),
     ("split_again_without_mending", "csrc/cpu/backward.h", "mend<Op>(rows, p_.w1,", "if (p_.z) mend<Op>(rows, p_.w1,", NONFINITE, "amx"),
-    ("split_parts_of_one_plane", "csrc/cpu/gradients.h", "units, panel, part);", "units, panel, 0);", NUMERICS, "amx"),
+    ("split_parts_of_one_plane", "csrc/cpu/gradients.h", "units, panel, part);", "units, panel, 0);", AMX_NUMERICS, "amx"),
     # Buffers and binding.
     ("scratch_shared_by_threads", "csrc/cpu/scratch.cpp", "static thread_local Buffer", "static Buffer", THREADS),
     ("y_laid_out_as_x", "csrc/binding_call.h", "empty_like(residual ? *residual : x, out, pages)", "empty_like(x, out, pages)", OPS),

@@ -69,6 +69,9 @@ def test_sources_left_out_without_cuda_and_emulated() -> None:
     assert emulated["csrc/cuda/hopper/kernels.cu"] == "compile -x c++"
     assert "-DAIM_FAST_EMULATED" in text
     assert "cudart" not in text
+    of_cpu, _ = edges(None, emulate="isa")
+    assert set(of_cpu) == set(without)
+    assert [source for source, words in of_cpu.items() if "-DAIM_FAST_EMULATED" in words] == ["csrc/cpu/kernels.cpp"]
 
 
 def test_instances_left_as_they_are(tmp_path: Path) -> None:

@@ -36,7 +36,9 @@ inline void backward(const BackwardParams& p) {
 }
 
 // An in-out operand of inline assembly in any vector register.
-#if defined(__AVX512F__)
+#if defined(AIM_FAST_EMULATED)
+#define AIM_FAST_REGISTER(v) "+m"(v)
+#elif defined(__AVX512F__)
 #define AIM_FAST_REGISTER(v) "+v"(v)
 #elif defined(__x86_64__)
 #define AIM_FAST_REGISTER(v) "+x"(v)

@@ -43,10 +43,13 @@ struct Available {
 #if defined(__x86_64__)
     __builtin_cpu_init();
     const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && has_f16c();
-    const bool avx512 = avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-                        __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
-    const bool bf16 = avx512 && __builtin_cpu_supports("avx512bf16");
-    add(kernels_amx, bf16 && has_amx());
+    bool avx512 = avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+                  __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
+    bool bf16 = avx512 && __builtin_cpu_supports("avx512bf16"), amx = bf16 && has_amx();
+#if defined(AIM_FAST_EMULATED)
+    avx512 = bf16 = amx = avx2;
+#endif
+    add(kernels_amx, amx);
     add(kernels_avx512_bf16, bf16);
     add(kernels_avx512, avx512);
     add(kernels_avx2, avx2);
