@@ -103,7 +103,7 @@ template <class Op>
 void add_rows(int64_t count, int64_t run, const Along<Op>& left, const Columns& right, int64_t H,
               typename Op::Unit* panel, float* sums) {
   const int64_t part = units_along<Op>(run) * kNR;
-  const bool fetch = Op::kParts == 1 && right.first + 2 * kNR <= right.n;
+  const bool fetch = right.first + 2 * kNR <= right.n;
   for (int64_t m = 0; m < count; m += run) {
     char* const* rows = right.rows + m;
     const int64_t some = least(run, count - m), units = units_along<Op>(some);
