@@ -66,6 +66,15 @@ def build(library: Path = LIBRARY) -> None:
 ENVIRONMENT = {"AIM_FAST_LIBRARY": str(LIBRARY), "AIM_FAST_BACKEND": "cuda", "OMP_NUM_THREADS": "1"}
 
 
+def run_pytest(environment: dict[str, str], *arguments: str) -> str:
+    """What pytest prints, run in a process of its own, in which all tests have to pass."""
+    inherited = {key: value for key, value in os.environ.items() if not key.startswith("PYTEST_")}
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:benchmark", "-p", "no:cacheprovider", *arguments]
+    done = subprocess.run(command, cwd=ROOT, env=inherited | environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout[-5000:] + done.stderr[-1000:]
+    return done.stdout
+
+
 def start() -> None:
     """Make this process one to run kernels in: new memory, results and workspace alike, is full of NaN."""
     import torch

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -13,7 +10,6 @@ import pytest
 import emulation
 from conftest import ISAS
 
-ROOT = Path(__file__).parent.parent
 NAMES = ("functional", "mixed", "nonfinite", "numerics", "ops", "prepack", "threads")
 # Which of their tests: those of the set, without the longest; and those of the best one, which AMX is then.
 CHOSEN = {
@@ -36,10 +32,7 @@ def isa_library() -> Path:
 def test_emulated(cpu_library: None, isa_library: Path, isa: str) -> None:
     if isa in ISAS:
         pytest.skip(f"this processor has {isa}: the same tests run on it")
-    environment = {key: value for key, value in os.environ.items() if not key.startswith("PYTEST_")}
-    environment |= {"AIM_FAST_LIBRARY": str(isa_library), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:benchmark", "-p", "no:cacheprovider"]
-    command += ["-k", f"({CHOSEN[isa]}) and not long", *(f"tests/test_{name}.py" for name in NAMES)]
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stdout[-5000:] + done.stderr[-1000:]
-    assert re.search(r"\d\d\d passed, ", done.stdout), done.stdout[-1000:]
+    environment = {"AIM_FAST_LIBRARY": str(isa_library), "OMP_NUM_THREADS": "1"}
+    files = (f"tests/test_{name}.py" for name in NAMES)
+    printed = emulation.run_pytest(environment, "-k", f"({CHOSEN[isa]}) and not long", *files)
+    assert re.search(r"\d\d\d passed, ", printed), printed[-1000:]

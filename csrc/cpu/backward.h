@@ -188,9 +188,8 @@ class Backward {
       z_rows[r] = p_.z ? p_.z.data + (first + r) * p_.H * element_size(z_dtype)
                        : reinterpret_cast<char*>(z_again + r * panels_h_ * kNR);
     }
-    const Dtype x_rounding = rounding(p_.x.dtype, p_.dtype);
     if (!p_.z && (need_dz_ || need_h_)) {
-      pack_lines<Op>(x_rows, count, p_.D, p_.x.dtype, x_rounding, nullptr, lines);
+      pack_lines<Op>(x_rows, count, p_.D, p_.x.dtype, rounding(p_.x.dtype, p_.dtype), nullptr, lines);
       auto z_tile = [&](int64_t m, int64_t rows, int64_t n, int64_t columns, float* c) {
         mend<Op>(rows, p_.w1, p_.D, n, columns, p_.dtype, c, [&](int64_t r) {
           widen_row(x_rows[m + r], p_.D, p_.x.dtype, p_.dtype, row);
@@ -289,7 +288,7 @@ class Backward {
   // Blocks that follow each other without a gap in a sum long enough to pay for fetching the tile it goes to. Groups
   // hold whole runs, so that the sums do not depend on the number of threads.
   const int64_t run_;
-  const int64_t group_;  // blocks that share the paired buffers
+  const int64_t group_;  // blocks that share the operands along the rows
   const int64_t lines_d_, lines_h_, panels_d_, panels_h_;
   const int64_t panel_, part_h_;  // strides of the operands along the rows
   Unit *w1_back_, *w2_back_, *w1_, *w2_, *dz_, *h_;

@@ -117,8 +117,8 @@ inline void widen_row(const char* row, int64_t n, Dtype dtype, Dtype round_to, f
 // Has columns [n, n + kNR) of the rows brought into the first cache for writing, or the second for reading, while a
 // product runs. Measured: EPYC (Zen 4), one thread: for writing, dx takes 5 % less time, y 1 %; for reading, the whole
 // backward 2 %, and the forward as long as before. Xeon (Emerald Rapids), matrix tiles: for writing, the forward takes
-// 4 % more time in fp32 and 10 % in bf16, so there is none; for reading, the backward of M = 12608 on two threads 8 to
-// 19 % less in bf16, but 6 % and more in fp32, whose operands have several parts.
+// 4 % more time in fp32 and 10 % in bf16, so there is none; for reading x and dy of the next block, the backward of M =
+// 12608 on two threads 8 to 19 % less in bf16, but 6 % and more in fp32, whose operands have several parts.
 enum class For { kReading, kWriting };
 template <For kUse>
 AIM_FAST_INLINE void prefetch_columns(char* const* rows, int64_t count, int64_t n, Dtype dtype) {

@@ -1,5 +1,5 @@
-// The tile registers of AMX, on any x86 processor with AVX2: twins of the instructions in csrc/cpu/matrix.h, in the
-// words of Intel's Software Developer's Manual. A thread uses tiles between configure and release; one that does so at
+// The tile registers of AMX, on any x86 processor with AVX2: twins of the instructions in csrc/cpu/matrix.h, by
+// Intel's Software Developer's Manual. A thread uses tiles between configure and release; one that does so at
 // another time ends the process, as the processor's exception would.
 #pragma once
 

@@ -1,7 +1,7 @@
 // The AVX-512 that csrc/cpu uses, on any x86 processor with AVX2: its kernels then run in tests where it is not there.
 //
 // Included ahead of all else (-include). The compiler's vector extensions do the arithmetic; what the kernels spell as
-// intrinsics has its twin here, in the words of Intel's Intrinsics Guide.
+// intrinsics has its twin here, by Intel's Intrinsics Guide.
 #pragma once
 
 #include <immintrin.h>

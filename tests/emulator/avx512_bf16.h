@@ -1,4 +1,5 @@
-// AVX-512-BF16 beside avx512.h, which see. Its instructions take numbers under 2^-126 for zero, and give zero for them.
+// AVX-512-BF16 beside avx512.h, which see. Its instructions take numbers under 2^-126 for zero, and give zero for them;
+// here of a sum of two products the end alone.
 #pragma once
 
 #include "avx512.h"
